@@ -1,0 +1,100 @@
+// A weight matrix in memory, packed for the kernels. Files keep plain rows; this layout is made at
+// load, so a better kernel never changes a file.
+//
+// Convention everywhere: w = s (q - z) per row and group of columns. In memory this is
+//     w = scale * (code - zero_point) + offset
+// with unsigned codes, one integer zero_point for the whole matrix (Q4_0: 8, Q5_0: 16, Q8_0: 128,
+// Q4_1 and Q5_1: 0) and, where the format has them, offsets (offset = -s z).
+//
+// Layout: tiles of 16 rows, so that a vector lane is an output row, and chunks of 32 columns.
+//
+//   codes    [tiles][chunks][bits * 64 bytes]   one chunk = 16 rows x 32 columns = `bits` planes
+//   scales   [tiles][groups][16]  f16            group = group_size columns, the last may be shorter
+//   offsets  [tiles][groups][16]  f16            empty when the format has none
+//   dense    [tiles][columns][16] f32|f16|bf16   for matrices that are not quantized
+//
+// Inside a chunk, step b (0..7) is the columns 4b..4b+3, and byte 4r+j belongs to row r, column 4b+j:
+// one 64-byte vector feeds one u8 x s8 dot product against a broadcast of 4 activations.
+//   4 bits: plane b/2 holds step b in its low nibbles (b even) or high nibbles (b odd)
+//   5 bits: as 4 bits, then one plane whose bit b holds the fifth bit of step b
+//   8 bits: plane b holds step b
+// (3 bits fit the same scheme: two planes of 2-bit fields and one of single bits.)
+// Rows and columns beyond the matrix are zero codes with zero scales.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/half.h"
+#include "base/result.h"
+#include "sys/aligned_buffer.h"
+#include "tensor/element_type.h"
+
+namespace trimpot {
+
+inline constexpr int kTileRows = 16;
+inline constexpr int kChunkColumns = 32;
+
+enum class Storage : std::uint8_t { kCodes, kF32, kF16, kBF16 };
+
+// Plain pointers: what kernels see of a matrix.
+struct MatrixView {
+  Storage storage{};
+  int bits = 0;
+  int zero_point = 0;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  int group_chunks = 1;  // chunks per group
+  std::int64_t tiles = 0;
+  std::int64_t chunks = 0;  // per tile
+  std::int64_t groups = 0;  // per row
+  const std::uint8_t* codes = nullptr;
+  const f16* scales = nullptr;
+  const f16* offsets = nullptr;  // nullptr: none
+  const void* dense = nullptr;
+};
+
+class Matrix {
+ public:
+  Matrix() = default;
+
+  // Packs `rows` x `columns` elements that lie row after row in `data` as GGUF stores them.
+  // Errors: columns not a multiple of the type's block; scales or offsets that are NaN or infinite
+  // (naming the row and group). The caller adds file and tensor.
+  static Result<Matrix> pack(ElementType type, std::int64_t rows, std::int64_t columns,
+                             std::span<const std::byte> data);
+
+  const MatrixView& view() const { return view_; }
+  std::int64_t rows() const { return view_.rows; }
+  std::int64_t columns() const { return view_.columns; }
+  std::int64_t groups() const { return view_.groups; }
+  bool quantized() const { return view_.storage == Storage::kCodes; }
+  bool has_offsets() const { return view_.offsets != nullptr; }
+  std::size_t bytes() const;
+
+  // Row `row` as f32, [columns]: the embedding lookup.
+  void dequantize_row(std::int64_t row, float* out) const;
+  // The code at (row, column), 0 .. 2^bits - 1.
+  int code(std::int64_t row, std::int64_t column) const;
+
+  // Scales and offsets in packed order [tiles][groups][16]; a tuning method writes them here.
+  std::span<f16> scales() { return scales_.span(); }
+  std::span<const f16> scales() const { return scales_.span(); }
+  std::span<f16> offsets() { return offsets_.span(); }
+  std::span<const f16> offsets() const { return offsets_.span(); }
+  // Position of (row, group) in scales() and offsets().
+  std::size_t scale_index(std::int64_t row, std::int64_t group) const {
+    return static_cast<std::size_t>(((row / kTileRows) * view_.groups + group) * kTileRows +
+                                    row % kTileRows);
+  }
+
+ private:
+  void set_views();
+  MatrixView view_;
+  AlignedBuffer<std::uint8_t> codes_;
+  AlignedBuffer<f16> scales_;
+  AlignedBuffer<f16> offsets_;
+  AlignedBuffer<std::uint8_t> dense_;
+};
+
+}  // namespace trimpot

@@ -1,0 +1,37 @@
+// A file that appears whole or not at all: written beside its final name and renamed by commit().
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace trimpot {
+
+class AtomicFile {
+ public:
+  // Opens `<path>.partial-<pid>` in the same folder. Fails if the folder cannot be written or if
+  // `path` is a folder, pipe or socket. A character device (/dev/null) is written directly.
+  static Result<AtomicFile> create(const std::string& path);
+  AtomicFile(AtomicFile&& other) noexcept;
+  AtomicFile& operator=(AtomicFile&& other) noexcept;
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  ~AtomicFile();  // without commit(): removes the partial file
+
+  Status write(std::span<const std::byte> bytes);  // at the end
+  Status write(std::string_view text);
+  Status write_at(std::size_t offset, std::span<const std::byte> bytes);  // over what is there
+  Status commit();  // fsync, rename; nothing can be written afterwards
+
+ private:
+  AtomicFile(std::string path, std::string partial_path, int descriptor);
+  std::string path_;
+  std::string partial_path_;
+  int descriptor_ = -1;
+  std::size_t size_ = 0;  // bytes written so far
+};
+
+}  // namespace trimpot

@@ -1,0 +1,202 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace trimpot {
+namespace {
+
+constexpr std::int64_t kKeyLanes = 16;
+constexpr std::int64_t kForwardRows = 16;   // queries of one head that are scored together
+constexpr std::int64_t kBackwardRows = 64;
+
+std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
+
+// One block of queries of one head.
+struct Block {
+  const Segment* segment;
+  std::int64_t first;  // row within the segment
+  std::int64_t count;
+};
+
+std::vector<Block> query_blocks(std::span<const Segment> segments, std::int64_t rows) {
+  std::vector<Block> blocks;
+  for (const Segment& segment : segments)
+    for (std::int64_t first = 0; first < segment.count; first += rows)
+      blocks.push_back({&segment, first, std::min(rows, segment.count - first)});
+  return blocks;
+}
+
+}  // namespace
+
+void KeyValues::allocate(const Compute& compute, const AttentionShape& shape,
+                         std::int64_t capacity) {
+  const std::int64_t rounded = round_up(capacity, kKeyLanes);
+  if (rounded <= capacity_) return;
+  capacity_ = rounded;
+  storage_ = compute.precision == Precision::kF32 ? Storage::kF32 : Storage::kF16;
+  const std::int64_t bytes = storage_ == Storage::kF32 ? 4 : 2;
+  keys_.resize(capacity_ * shape.kv_width() * bytes);
+  values_.resize(capacity_ * shape.kv_width() * bytes);
+}
+
+void KeyValues::store(Compute& compute, const AttentionShape& shape, std::int64_t position,
+                      std::int64_t count, float* k, float* v) {
+  const std::int64_t width = shape.kv_width(), dim = shape.head_dim;
+  compute.team.for_each(count, 32, [&](std::int64_t begin, std::int64_t end, int member) {
+    auto* half = reinterpret_cast<f16*>(compute.scratch(member, width));
+    for (std::int64_t row = begin; row < end; ++row) {
+      const std::int64_t at = position + row;
+      float* k_row = k + row * width;
+      float* v_row = v + row * width;
+      const auto key_index = [&](std::int64_t channel) {
+        const std::int64_t head = channel / dim;
+        return ((head * (capacity_ / kKeyLanes) + at / kKeyLanes) * dim + channel % dim) *
+                   kKeyLanes + at % kKeyLanes;
+      };
+      if (storage_ == Storage::kF32) {
+        auto* keys = reinterpret_cast<float*>(keys_.data());
+        for (std::int64_t c = 0; c < width; ++c) keys[key_index(c)] = k_row[c];
+        std::memcpy(reinterpret_cast<float*>(values_.data()) + at * width, v_row, width * 4);
+        continue;
+      }
+      auto* keys = reinterpret_cast<f16*>(keys_.data());
+      compute.kernels.narrow_f16(k_row, width, half);
+      for (std::int64_t c = 0; c < width; ++c) keys[key_index(c)] = half[c];
+      compute.kernels.widen_f16(half, width, k_row);
+      f16* values = reinterpret_cast<f16*>(values_.data()) + at * width;
+      compute.kernels.narrow_f16(v_row, width, values);
+      compute.kernels.widen_f16(values, width, v_row);
+    }
+  });
+}
+
+Panels KeyValues::key_panels(const AttentionShape& shape, std::int64_t kv_head) const {
+  const std::int64_t bytes = storage_ == Storage::kF32 ? 4 : 2;
+  return {keys_.data() + kv_head * capacity_ * shape.head_dim * bytes, storage_,
+          shape.head_dim * kKeyLanes, kKeyLanes};
+}
+
+Panels KeyValues::value_panels(const AttentionShape& shape, std::int64_t kv_head) const {
+  const std::int64_t bytes = storage_ == Storage::kF32 ? 4 : 2;
+  return {values_.data() + kv_head * shape.head_dim * bytes, storage_, kKeyLanes,
+          shape.kv_width()};
+}
+
+void attention(Compute& compute, const AttentionShape& shape, std::span<const Segment> segments,
+               const float* q, float* out, float* log_sum_exp) {
+  const std::vector<Block> blocks = query_blocks(segments, kForwardRows);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  const std::int64_t width = shape.q_width(), dim = shape.head_dim;
+  const auto units = static_cast<std::int64_t>(blocks.size()) * shape.heads;
+  compute.team.for_each(units, 1, [&](std::int64_t unit, std::int64_t, int member) {
+    // The last blocks see the most keys: first come, first served, the longest first.
+    const Block& block = blocks[blocks.size() - 1 - static_cast<std::size_t>(unit / shape.heads)];
+    const std::int64_t head = unit % shape.heads, kv_head = head / shape.heads_per_kv();
+    const Segment& segment = *block.segment;
+    const std::int64_t keys = segment.position + block.first + block.count;
+    const std::int64_t padded = round_up(keys, kKeyLanes);
+    float* scores = compute.scratch(member, block.count * padded);
+    const std::int64_t row = segment.row + block.first;
+    compute.kernels.multiply({q + row * width + head * dim, width, 1},
+                             segment.cache->key_panels(shape, kv_head), block.count, padded, dim,
+                             scores, padded, false);
+    float sums[kForwardRows];
+    for (std::int64_t i = 0; i < block.count; ++i) {
+      float lse;
+      compute.kernels.softmax(scores + i * padded, keys - block.count + i + 1, padded, scale,
+                              &sums[i], &lse);
+      if (log_sum_exp != nullptr) log_sum_exp[(row + i) * shape.heads + head] = lse;
+    }
+    float* to = out + row * width + head * dim;
+    compute.kernels.multiply({scores, padded, 1}, segment.cache->value_panels(shape, kv_head),
+                             block.count, dim, keys, to, width, false);
+    for (std::int64_t i = 0; i < block.count; ++i)
+      compute.kernels.scale(to + i * width, dim, 1.0f / sums[i], to + i * width);
+  });
+}
+
+namespace {
+
+// One head of one segment: d_q rows of this head; d_k and d_v of this head alone, [count, head_dim].
+void head_backward(Compute& compute, const AttentionShape& shape, const Segment& segment,
+                   std::int64_t head, const AttentionGradients& g, float* d_k, float* d_v,
+                   int member) {
+  const std::int64_t width = shape.q_width(), kv_width = shape.kv_width(), dim = shape.head_dim;
+  const std::int64_t kv_head = head / shape.heads_per_kv();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const std::int64_t all_keys = round_up(segment.count, kKeyLanes);
+  float* p = compute.scratch(member, 2 * kBackwardRows * all_keys + all_keys * dim);
+  float* d_p = p + kBackwardRows * all_keys;
+  float* value_lanes = d_p + kBackwardRows * all_keys;  // [all_keys / 16][dim][16]
+  std::memset(value_lanes, 0, all_keys * dim * sizeof(float));
+  for (std::int64_t key = 0; key < segment.count; ++key) {
+    const float* v = g.v + (segment.row + key) * kv_width + kv_head * dim;
+    float* lanes = value_lanes + key / kKeyLanes * dim * kKeyLanes + key % kKeyLanes;
+    for (std::int64_t c = 0; c < dim; ++c) lanes[c * kKeyLanes] = v[c];
+  }
+  std::memset(d_k, 0, segment.count * dim * sizeof(float));
+  std::memset(d_v, 0, segment.count * dim * sizeof(float));
+  for (std::int64_t first = 0; first < segment.count; first += kBackwardRows) {
+    const std::int64_t count = std::min(kBackwardRows, segment.count - first);
+    const std::int64_t keys = first + count, padded = round_up(keys, kKeyLanes);
+    const std::int64_t row = segment.row + first;
+    const float* q = g.q + row * width + head * dim;
+    const float* d_out = g.d_out + row * width + head * dim;
+    compute.kernels.multiply({q, width, 1}, segment.cache->key_panels(shape, kv_head), count,
+                             padded, dim, p, padded, false);
+    compute.kernels.multiply({d_out, width, 1},
+                             {value_lanes, Storage::kF32, dim * kKeyLanes, kKeyLanes}, count,
+                             padded, dim, d_p, padded, false);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float* out = g.out + (row + i) * width + head * dim;
+      const float delta = compute.kernels.dot(d_out + i * width, out, dim);
+      compute.kernels.softmax_again(p + i * padded, first + i + 1, padded, scale,
+                                    g.log_sum_exp[(row + i) * shape.heads + head]);
+      compute.kernels.softmax_backward(p + i * padded, padded, delta, scale, d_p + i * padded);
+    }
+    const Panels k{g.k + segment.row * kv_width + kv_head * dim, Storage::kF32, 16, kv_width};
+    compute.kernels.multiply({d_p, padded, 1}, k, count, dim, keys,
+                             g.d_q + row * width + head * dim, width, false);
+    compute.kernels.multiply({d_p, 1, padded}, {q, Storage::kF32, 16, width}, keys, dim, count,
+                             d_k, dim, true);
+    compute.kernels.multiply({p, 1, padded}, {d_out, Storage::kF32, 16, width}, keys, dim, count,
+                             d_v, dim, true);
+  }
+}
+
+}  // namespace
+
+void attention_backward(Compute& compute, const AttentionShape& shape,
+                        std::span<const Segment> segments, std::int64_t rows,
+                        const AttentionGradients& g) {
+  const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
+  // Each head sums its own d_k and d_v; the heads that share keys are added afterwards, in order.
+  const std::int64_t per_head = rows * dim;
+  float* parts = compute.head_parts(2 * shape.heads * per_head);
+  const auto units = static_cast<std::int64_t>(segments.size()) * shape.heads;
+  compute.team.for_each(units, 1, [&](std::int64_t unit, std::int64_t, int member) {
+    const Segment& segment = segments[static_cast<std::size_t>(unit / shape.heads)];
+    const std::int64_t head = unit % shape.heads;
+    float* d_k = parts + 2 * head * per_head + segment.row * dim;
+    head_backward(compute, shape, segment, head, g, d_k, d_k + per_head, member);
+  });
+  compute.team.for_each(rows, 16, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t row = begin; row < end; ++row)
+      for (std::int64_t head = 0; head < shape.heads; ++head) {
+        const float* d_k = parts + 2 * head * per_head + row * dim;
+        float* to_k = g.d_k + row * shape.kv_width() + head / share * dim;
+        float* to_v = g.d_v + row * shape.kv_width() + head / share * dim;
+        if (head % share == 0) {
+          std::memcpy(to_k, d_k, dim * sizeof(float));
+          std::memcpy(to_v, d_k + per_head, dim * sizeof(float));
+        } else {
+          compute.kernels.add(d_k, dim, to_k);
+          compute.kernels.add(d_k + per_head, dim, to_v);
+        }
+      }
+  });
+}
+
+}  // namespace trimpot

@@ -1,0 +1,71 @@
+// Causal grouped-query attention over keys and values kept as a cache. Prefill, decode, training
+// and evaluation all use the same cache and the same function, so they give the same bits.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/ops.h"
+
+namespace trimpot {
+
+struct AttentionShape {
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t kv_width() const { return kv_heads * head_dim; }
+  std::int64_t q_width() const { return heads * head_dim; }
+  std::int64_t heads_per_kv() const { return heads / kv_heads; }
+};
+
+// Keys and values of one layer and one sequence; f16 on the default path, f32 on the f32 path.
+//   keys   [kv_heads][capacity / 16][head_dim][16]   16 keys side by side: lanes of the score product
+//   values [capacity][kv_width]
+class KeyValues {
+ public:
+  void allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity);
+  std::int64_t capacity() const { return capacity_; }
+  std::size_t bytes() const { return (keys_.size() + values_.size()); }
+  // Stores k, v [count, kv_width] at positions position .. position + count - 1. On the default
+  // path k and v are rounded to f16 in place: what is stored is what later code sees.
+  void store(Compute& compute, const AttentionShape& shape, std::int64_t position,
+             std::int64_t count, float* k, float* v);
+  Panels key_panels(const AttentionShape& shape, std::int64_t kv_head) const;
+  Panels value_panels(const AttentionShape& shape, std::int64_t kv_head) const;
+
+ private:
+  std::int64_t capacity_ = 0;
+  Storage storage_ = Storage::kF32;
+  AlignedBuffer<std::uint8_t> keys_, values_;
+};
+
+// A run of consecutive tokens of one sequence inside the rows of q, k, v.
+struct Segment {
+  std::int64_t row = 0;       // first row
+  std::int64_t count = 0;     // tokens
+  std::int64_t position = 0;  // of the first token in its sequence
+  KeyValues* cache = nullptr;  // holds the positions before it; its own keys are stored already
+};
+
+// out [rows, q_width] = softmax(q k^T / sqrt(head_dim)) v for every segment. log_sum_exp
+// [rows, heads] is stored if not null (the backward needs it).
+void attention(Compute& compute, const AttentionShape& shape, std::span<const Segment> segments,
+               const float* q, float* out, float* log_sum_exp);
+
+// Gradients of q, k, v (each written whole) for segments that start at position 0.
+struct AttentionGradients {
+  const float* q;            // [rows, q_width], after RoPE
+  const float* k;            // [rows, kv_width], after RoPE, as stored
+  const float* v;            // [rows, kv_width]
+  const float* out;          // [rows, q_width]
+  const float* log_sum_exp;  // [rows, heads]
+  const float* d_out;        // [rows, q_width]
+  float* d_q;
+  float* d_k;
+  float* d_v;
+};
+void attention_backward(Compute& compute, const AttentionShape& shape,
+                        std::span<const Segment> segments, std::int64_t rows,
+                        const AttentionGradients& g);
+
+}  // namespace trimpot

@@ -1,0 +1,259 @@
+// Row operations: norms, activations, softmax, and their gradients.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/kernels.h"
+
+namespace trimpot::impl {
+
+// e^x for x <= 88.7, relative error below 2 ulp; results below 2^-126 become 0. Range reduction
+// x = n ln 2 + r with ln 2 split in two (Cody and Waite), then a degree-6 polynomial on
+// |r| <= ln(2)/2 (coefficients of Cephes' expf).
+template <class S>
+[[gnu::always_inline]] inline typename S::F exponential(typename S::F x) {
+  using F = typename S::F;
+  x = S::min(S::max(x, S::set(-104.0f)), S::set(88.7f));
+  const F n = S::round(S::mul(x, S::set(1.44269504088896341f)));
+  F r = S::fma(n, S::set(-0.693359375f), x);
+  r = S::fma(n, S::set(2.12194440e-4f), r);
+  F p = S::set(1.9875691500e-4f);
+  p = S::fma(p, r, S::set(1.3981999507e-3f));
+  p = S::fma(p, r, S::set(8.3334519073e-3f));
+  p = S::fma(p, r, S::set(4.1665795894e-2f));
+  p = S::fma(p, r, S::set(1.6666665459e-1f));
+  p = S::fma(p, r, S::set(5.0000001201e-1f));
+  p = S::add(S::fma(S::mul(p, r), r, r), S::set(1.0f));
+  // Two factors, because n reaches -150 and 128 while one exponent field holds -126 .. 127.
+  const F half = S::round(S::mul(n, S::set(0.5f)));
+  return S::scale_by_power(S::scale_by_power(p, half), S::sub(n, half));
+}
+
+template <class S>
+void rms_norm(const float* x, const float* weight, std::int64_t columns, float eps, float* y,
+              float* rstd) {
+  auto squares = S::zero();
+  std::int64_t k = 0;
+  for (; k + 16 <= columns; k += 16) {
+    const auto v = S::load(x + k);
+    squares = S::fma(v, v, squares);
+  }
+  if (k < columns) {
+    const auto v = S::load_first(x + k, static_cast<int>(columns - k));
+    squares = S::fma(v, v, squares);
+  }
+  const float inverse = 1.0f / std::sqrt(S::sum(squares) / static_cast<float>(columns) + eps);
+  const auto factor = S::set(inverse);
+  for (k = 0; k + 16 <= columns; k += 16)
+    S::store(y + k, S::mul(S::mul(S::load(x + k), factor), S::load(weight + k)));
+  if (k < columns) {
+    const int count = static_cast<int>(columns - k);
+    const auto normal = S::mul(S::load_first(x + k, count), factor);
+    S::store_first(y + k, S::mul(normal, S::load_first(weight + k, count)), count);
+  }
+  if (rstd != nullptr) *rstd = inverse;
+}
+
+// With u = dy * weight: dx = rstd * (u - x * rstd^2 * mean(u * x)).
+template <class S>
+void rms_norm_backward(const float* dy, const float* x, const float* weight, float rstd,
+                       std::int64_t columns, float* dx) {
+  auto products = S::zero();
+  std::int64_t k = 0;
+  for (; k + 16 <= columns; k += 16)
+    products = S::fma(S::mul(S::load(dy + k), S::load(weight + k)), S::load(x + k), products);
+  const int tail = static_cast<int>(columns - k);
+  if (tail > 0)
+    products = S::fma(S::mul(S::load_first(dy + k, tail), S::load_first(weight + k, tail)),
+                      S::load_first(x + k, tail), products);
+  const auto back =
+      S::set(-rstd * rstd * rstd * (S::sum(products) / static_cast<float>(columns)));
+  const auto factor = S::set(rstd);
+  for (k = 0; k + 16 <= columns; k += 16) {
+    const auto u = S::mul(S::load(dy + k), S::load(weight + k));
+    S::store(dx + k, S::add(S::load(dx + k), S::fma(S::load(x + k), back, S::mul(u, factor))));
+  }
+  if (tail > 0) {
+    const auto u = S::mul(S::load_first(dy + k, tail), S::load_first(weight + k, tail));
+    const auto change = S::fma(S::load_first(x + k, tail), back, S::mul(u, factor));
+    S::store_first(dx + k, S::add(S::load_first(dx + k, tail), change), tail);
+  }
+}
+
+template <class S>
+[[gnu::always_inline]] inline typename S::F sigmoid(typename S::F x) {
+  const auto one = S::set(1.0f);
+  return S::div(one, S::add(one, exponential<S>(S::sub(S::zero(), x))));
+}
+
+// Applies body(load, store, offset) in steps of 16 with a masked tail.
+template <class S, class Body>
+[[gnu::always_inline]] inline void for_each_vector(std::int64_t count, Body&& body) {
+  std::int64_t k = 0;
+  for (; k + 16 <= count; k += 16)
+    body([k](const float* p) { return S::load(p + k); },
+         [k](float* p, typename S::F v) { S::store(p + k, v); });
+  const int tail = static_cast<int>(count - k);
+  if (tail > 0)
+    body([k, tail](const float* p) { return S::load_first(p + k, tail); },
+         [k, tail](float* p, typename S::F v) { S::store_first(p + k, v, tail); });
+}
+
+template <class S>
+void swiglu(const float* gate, const float* up, std::int64_t count, float* out) {
+  for_each_vector<S>(count, [&](auto load, auto store) {
+    const auto g = load(gate);
+    store(out, S::mul(S::mul(g, sigmoid<S>(g)), load(up)));
+  });
+}
+
+// d_gate = d_out * up * s (1 + gate (1 - s)),  d_up = d_out * gate * s,  s = sigmoid(gate).
+template <class S>
+void swiglu_backward(const float* d_out, std::int64_t count, float* gate, float* up) {
+  const auto one = S::set(1.0f);
+  for_each_vector<S>(count, [&](auto load, auto store) {
+    const auto g = load(gate), u = load(up), d = load(d_out);
+    const auto s = sigmoid<S>(g);
+    const auto slope = S::mul(s, S::fma(g, S::sub(one, s), one));
+    store(gate, S::mul(S::mul(d, u), slope));
+    store(up, S::mul(d, S::mul(g, s)));
+  });
+}
+
+// Sets scores[keys, padded) to the value that exponentiates to exactly 0.
+template <class S>
+void mask_tail(float* scores, std::int64_t keys, std::int64_t padded) {
+  for (std::int64_t k = keys; k < padded; ++k) scores[k] = -std::numeric_limits<float>::infinity();
+}
+
+template <class S>
+void softmax(float* scores, std::int64_t keys, std::int64_t padded, float scale, float* sum,
+             float* log_sum_exp) {
+  mask_tail<S>(scores, keys, padded);
+  auto highest = S::set(-std::numeric_limits<float>::infinity());
+  const auto factor = S::set(scale);
+  for (std::int64_t k = 0; k < padded; k += 16) {
+    const auto v = S::mul(S::load(scores + k), factor);
+    S::store(scores + k, v);
+    highest = S::max(v, highest);
+  }
+  const float top = S::highest(highest);
+  const auto shift = S::set(top);
+  auto total = S::zero();
+  for (std::int64_t k = 0; k < padded; k += 16) {
+    const auto p = exponential<S>(S::sub(S::load(scores + k), shift));
+    S::store(scores + k, p);
+    total = S::add(total, p);
+  }
+  *sum = S::sum(total);
+  *log_sum_exp = top + std::log(*sum);
+}
+
+template <class S>
+void softmax_again(float* scores, std::int64_t keys, std::int64_t padded, float scale,
+                   float log_sum_exp) {
+  mask_tail<S>(scores, keys, padded);
+  const auto factor = S::set(scale), shift = S::set(-log_sum_exp);
+  for (std::int64_t k = 0; k < padded; k += 16)
+    S::store(scores + k, exponential<S>(S::fma(S::load(scores + k), factor, shift)));
+}
+
+template <class S>
+void softmax_backward(const float* p, std::int64_t keys, float delta, float scale, float* d_p) {
+  const auto minus_delta = S::set(-delta), factor = S::set(scale);
+  for_each_vector<S>(keys, [&](auto load, auto store) {
+    store(d_p, S::mul(S::mul(load(p), S::add(load(d_p), minus_delta)), factor));
+  });
+}
+
+template <class S>
+float log_sum_exp(const float* logits, std::int64_t count) {
+  const float lowest = -std::numeric_limits<float>::infinity();
+  auto highest = S::set(lowest);
+  std::int64_t k = 0;
+  for (; k + 16 <= count; k += 16) highest = S::max(S::load(logits + k), highest);
+  float top = S::highest(highest);
+  for (std::int64_t j = k; j < count; ++j) top = logits[j] > top ? logits[j] : top;
+  const auto shift = S::set(top);
+  // Four sums: 3,072 additions per lane for 49,152 logits would lose two digits in the worst case.
+  typename S::F total[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
+  for (std::int64_t block = 0; block < k; block += 16) {
+    auto& part = total[block / 16 % 4];
+    part = S::add(part, exponential<S>(S::sub(S::load(logits + block), shift)));
+  }
+  double sum = 0;
+  for (const auto& part : total) sum += static_cast<double>(S::sum(part));
+  for (; k < count; ++k) {
+    float lanes[16];
+    S::store(lanes, exponential<S>(S::set(logits[k] - top)));
+    sum += static_cast<double>(lanes[0]);
+  }
+  return top + static_cast<float>(std::log(sum));
+}
+
+template <class S>
+void softmax_gradient(float* logits, std::int64_t count, float lse, float weight, bool as_bf16) {
+  const auto shift = S::set(-lse), factor = S::set(weight);
+  auto* halves = reinterpret_cast<bf16*>(logits);
+  std::int64_t k = 0;
+  // Writing at k / 2 never overtakes reading at k: the row can shrink in place.
+  for (; k + 16 <= count; k += 16) {
+    const auto d = S::mul(exponential<S>(S::add(S::load(logits + k), shift)), factor);
+    if (as_bf16) S::store_bf16(halves + k, d);
+    else S::store(logits + k, d);
+  }
+  const int tail = static_cast<int>(count - k);
+  if (tail > 0) {
+    float lanes[16];
+    S::store(lanes, S::mul(exponential<S>(S::add(S::load_first(logits + k, tail), shift)), factor));
+    for (int i = 0; i < tail; ++i) {
+      if (as_bf16) halves[k + i] = f32_to_bf16(lanes[i]);
+      else logits[k + i] = lanes[i];
+    }
+  }
+}
+
+template <class S>
+void scale(const float* x, std::int64_t count, float factor, float* out) {
+  const auto f = S::set(factor);
+  for_each_vector<S>(count, [&](auto load, auto store) { store(out, S::mul(load(x), f)); });
+}
+
+template <class S>
+void add(const float* x, std::int64_t count, float* out) {
+  for_each_vector<S>(count, [&](auto load, auto store) { store(out, S::add(load(out), load(x))); });
+}
+
+template <class S>
+float dot(const float* a, const float* b, std::int64_t count) {
+  auto total = S::zero();
+  for_each_vector<S>(count,
+                     [&](auto load, auto) { total = S::fma(load(a), load(b), total); });
+  return S::sum(total);
+}
+
+template <class S>
+void to_bf16(const float* from, std::int64_t count, bf16* to) {
+  std::int64_t k = 0;
+  for (; k + 16 <= count; k += 16) S::store_bf16(to + k, S::load(from + k));
+  for (; k < count; ++k) to[k] = f32_to_bf16(from[k]);
+}
+
+template <class S>
+void widen_f16(const f16* from, std::int64_t count, float* to) {
+  std::int64_t k = 0;
+  for (; k + 16 <= count; k += 16) S::store(to + k, S::load(from + k));
+  if (k < count) S::store_first(to + k, S::load_first(from + k, static_cast<int>(count - k)),
+                                static_cast<int>(count - k));
+}
+
+template <class S>
+void narrow_f16(const float* from, std::int64_t count, f16* to) {
+  std::int64_t k = 0;
+  for (; k + 16 <= count; k += 16) S::store(to + k, S::load(from + k));
+  for (; k < count; ++k) to[k] = f32_to_f16(from[k]);
+}
+
+}  // namespace trimpot::impl

@@ -1,0 +1,213 @@
+// Products of packed codes with int8 activations: forward, and the gradient of the scales.
+//
+// The forward formula is one and the same for any number of tokens at once: per chunk of 32 columns
+//   i   = sum code * x.code                                  exact, int32
+//   acc = fma(float(i - zero_point * x.sum), scale * x.scale, acc)
+//   acc = fma(offset, x.scaled_sum, acc)                     where there are offsets
+// summed over chunks in order, in one lane per output row. So prefill, decode and batches agree bit
+// for bit, and so do the instruction sets.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/impl/codes.h"
+#include "kernels/kernels.h"
+
+namespace trimpot::impl {
+
+template <class S>
+void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
+              std::int64_t end, const Int8View& out) {
+  for (std::int64_t token = begin; token < end; ++token) {
+    const float* row = x + token * stride;
+    for (std::int64_t block = 0; block < out.blocks; ++block) {
+      const std::int64_t left = columns - block * 32;
+      const float* from = row + block * 32;
+      const auto low = left >= 16 ? S::load(from) : S::load_first(from, static_cast<int>(left));
+      const auto high = left >= 32   ? S::load(from + 16)
+                        : left <= 16 ? S::zero()
+                                     : S::load_first(from + 16, static_cast<int>(left) - 16);
+      const float highest = S::highest(S::max(S::abs(low), S::abs(high)));
+      // Below 1e-30 the reciprocal could overflow; such a block is zero for every purpose.
+      const float scale = highest > 1e-30f ? highest / 127.0f : 0.0f;
+      const auto inverse = S::set(highest > 1e-30f ? 127.0f / highest : 0.0f);
+      // 127 / highest may round up; the clamp keeps |code| <= 127.
+      const auto limit = S::set(127.0f), minus_limit = S::set(-127.0f);
+      const auto round = [&](typename S::F v) {
+        return S::max(S::min(S::mul(v, inverse), limit), minus_limit);
+      };
+      std::int8_t* codes = out.codes + (token * out.blocks + block) * 32;
+      S::store_int8(codes, round(low));
+      S::store_int8(codes + 16, round(high));
+      const std::int32_t sum = S::sum_int8(codes);
+      out.scales[token * out.blocks + block] = scale;
+      out.sums[token * out.blocks + block] = sum;
+      out.scaled_sums[token * out.blocks + block] = scale * static_cast<float>(sum);
+    }
+  }
+}
+
+// kTokens x kTiles outputs: all accumulators stay in registers.
+template <class S, int kBits, bool kOffsets, int kTokens, int kTiles>
+void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, std::int64_t tile,
+                  float* y, std::int64_t y_stride, bool add) {
+  typename S::F sum[kTokens][kTiles];
+  for (int t = 0; t < kTokens; ++t)
+    for (int n = 0; n < kTiles; ++n) sum[t][n] = S::zero();
+  const std::int8_t* x_codes = x.codes + token * x.blocks * 32;
+  const std::uint8_t* codes = w.codes + tile * w.chunks * (kBits * 64);
+  const std::int64_t tile_bytes = w.chunks * (kBits * 64);
+  const std::int64_t tile_scales = w.groups * kTileRows;
+
+  for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk) {
+    typename S::I dot[kTokens][kTiles];
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 4
+      for (int n = 0; n < kTiles; ++n) dot[t][n] = S::zero_int();
+    for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+      typename S::B code[kTiles];
+#pragma GCC unroll 4
+      for (int n = 0; n < kTiles; ++n)
+        code[n] = code_step<S, kBits, kStep>(codes + n * tile_bytes + chunk * (kBits * 64));
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        const auto four = S::broadcast4(x_codes + t * x.blocks * 32 + chunk * 32 + 4 * kStep);
+#pragma GCC unroll 4
+        for (int n = 0; n < kTiles; ++n)
+          dot[t][n] = S::template dot<kBits>(dot[t][n], code[n], four);
+      }
+    });
+    const std::int64_t group = chunk / w.group_chunks * kTileRows + tile * tile_scales;
+#pragma GCC unroll 4
+    for (int n = 0; n < kTiles; ++n) {
+      const auto scale = S::load(w.scales + group + n * tile_scales);
+      typename S::F offset;
+      if constexpr (kOffsets) offset = S::load(w.offsets + group + n * tile_scales);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        const std::int64_t block = (token + t) * x.blocks + chunk;
+        typename S::I product = dot[t][n];
+        if constexpr (!kOffsets)
+          product = S::sub(product, S::set_int(w.zero_point * x.sums[block]));
+        sum[t][n] = S::fma(S::to_float(product), S::mul(scale, S::set(x.scales[block])), sum[t][n]);
+        if constexpr (kOffsets) sum[t][n] = S::fma(offset, S::set(x.scaled_sums[block]), sum[t][n]);
+      }
+    }
+  }
+
+  for (int t = 0; t < kTokens; ++t)
+    for (int n = 0; n < kTiles; ++n) {
+      const std::int64_t row = (tile + n) * kTileRows;
+      float* to = y + (token + t) * y_stride + row;
+      const std::int64_t left = w.rows - row;
+      if (left >= kTileRows) {
+        S::store(to, add ? S::add(S::load(to), sum[t][n]) : sum[t][n]);
+      } else {
+        const int count = static_cast<int>(left);
+        S::store_first(to, add ? S::add(S::load_first(to, count), sum[t][n]) : sum[t][n], count);
+      }
+    }
+}
+
+template <class S, int kBits, bool kOffsets, int kTiles>
+void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, std::int64_t end,
+                  std::int64_t tile, float* y, std::int64_t y_stride, bool add) {
+  constexpr int kMost = S::kMaxRowsI8;
+  std::int64_t token = begin;
+  for (; token + kMost <= end; token += kMost)
+    linear_block<S, kBits, kOffsets, kMost, kTiles>(w, x, token, tile, y, y_stride, add);
+  if constexpr (kMost > 2)
+    for (; token + 2 <= end; token += 2)
+      linear_block<S, kBits, kOffsets, 2, kTiles>(w, x, token, tile, y, y_stride, add);
+  for (; token < end; ++token)
+    linear_block<S, kBits, kOffsets, 1, kTiles>(w, x, token, tile, y, y_stride, add);
+}
+
+template <class S, int kBits, bool kOffsets>
+void linear_bits(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
+                 std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
+                 std::int64_t y_stride, bool add) {
+  std::int64_t tile = tile_begin;
+  for (; tile + 2 <= tile_end; tile += 2)
+    linear_tiles<S, kBits, kOffsets, 2>(w, x, token_begin, token_end, tile, y, y_stride, add);
+  for (; tile < tile_end; ++tile)
+    linear_tiles<S, kBits, kOffsets, 1>(w, x, token_begin, token_end, tile, y, y_stride, add);
+}
+
+template <class S>
+void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
+                 std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
+                 std::int64_t y_stride, bool add) {
+  const auto run = w.bits == 8   ? linear_bits<S, 8, false>
+                   : w.bits == 5 ? (w.offsets ? linear_bits<S, 5, true> : linear_bits<S, 5, false>)
+                                 : (w.offsets ? linear_bits<S, 4, true> : linear_bits<S, 4, false>);
+  run(w, x, token_begin, token_end, tile_begin, tile_end, y, y_stride, add);
+}
+
+// Scale gradients. One chunk of one tile (8 vectors of codes) stays in registers while the tokens
+// of a block pass by; dy comes from a [tokens][16] panel that fits the first-level cache.
+template <class S, int kBits, bool kOffsets>
+void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* dy_panel,
+                          std::int64_t token_begin, std::int64_t token_end, std::int64_t tile,
+                          std::int64_t chunk, std::int64_t output, float* d_scale,
+                          float* d_offset) {
+  typename S::B code[8];
+  const std::uint8_t* codes = w.codes + (tile * w.chunks + chunk) * (kBits * 64);
+  for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+    code[kStep] = code_step<S, kBits, kStep>(codes);
+  });
+  constexpr int kTokens = 4;
+  typename S::F scale_sum = S::zero(), offset_sum = S::zero();
+  const auto one_block = [&]<int kCount>(std::int64_t token) __attribute__((always_inline)) {
+    typename S::I dot[kCount];
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) dot[t] = S::zero_int();
+#pragma GCC unroll 8
+    for (int step = 0; step < 8; ++step)
+#pragma GCC unroll 4
+      for (int t = 0; t < kCount; ++t)
+        dot[t] = S::template dot<kBits>(
+            dot[t], code[step],
+            S::broadcast4(x.codes + ((token + t) * x.blocks + chunk) * 32 + 4 * step));
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) {
+      const std::int64_t block = (token + t) * x.blocks + chunk;
+      const auto dy = S::load(dy_panel + (token - token_begin + t) * kTileRows);
+      if constexpr (!kOffsets) dot[t] = S::sub(dot[t], S::set_int(w.zero_point * x.sums[block]));
+      scale_sum = S::fma(S::to_float(dot[t]), S::mul(dy, S::set(x.scales[block])), scale_sum);
+      if constexpr (kOffsets) offset_sum = S::fma(dy, S::set(x.scaled_sums[block]), offset_sum);
+    }
+  };
+  std::int64_t token = token_begin;
+  for (; token + kTokens <= token_end; token += kTokens) one_block.template operator()<kTokens>(token);
+  for (; token < token_end; ++token) one_block.template operator()<1>(token);
+  const std::int64_t group = (output * w.groups + chunk / w.group_chunks) * kTileRows;
+  S::store(d_scale + group, S::add(S::load(d_scale + group), scale_sum));
+  if constexpr (kOffsets)
+    S::store(d_offset + group, S::add(S::load(d_offset + group), offset_sum));
+}
+
+template <class S>
+void scale_gradient_int8(const MatrixView& w, const Int8View& x, const float* dy,
+                         std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
+                         std::int64_t tile_end, float* d_scale, float* d_offset, float* scratch) {
+  const auto run = w.bits == 8 ? scale_gradient_chunk<S, 8, false>
+                   : w.bits == 5
+                       ? (d_offset ? scale_gradient_chunk<S, 5, true> : scale_gradient_chunk<S, 5, false>)
+                       : (d_offset ? scale_gradient_chunk<S, 4, true> : scale_gradient_chunk<S, 4, false>);
+  constexpr std::int64_t kBlock = 128;  // 128 x 16 floats of dy are 8 KiB
+  for (std::int64_t tile = tile_begin; tile < tile_end; ++tile)
+    for (std::int64_t begin = 0; begin < tokens; begin += kBlock) {
+      const std::int64_t end = begin + kBlock < tokens ? begin + kBlock : tokens;
+      const std::int64_t row = tile * kTileRows;
+      const int rows = static_cast<int>(w.rows - row < kTileRows ? w.rows - row : kTileRows);
+      for (std::int64_t token = begin; token < end; ++token)
+        S::store(scratch + (token - begin) * kTileRows,
+                 S::load_first(dy + token * dy_stride + row, rows));
+      for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk)
+        run(w, x, scratch, begin, end, tile, chunk, tile - tile_begin, d_scale, d_offset);
+    }
+}
+
+}  // namespace trimpot::impl

@@ -1,0 +1,161 @@
+// Float products: one kernel serves the f32 path, attention and dense weights.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+
+namespace trimpot::impl {
+
+template <class S, class Stored>
+[[gnu::always_inline]] inline typename S::F load_panel(const Stored* from) {
+  return S::load(from);
+}
+
+// bf16 and f16 are both 16-bit integers: a tag type keeps them apart.
+struct Bf16Tag {
+  bf16 bits;
+};
+template <class S>
+[[gnu::always_inline]] inline typename S::F load_panel(const Bf16Tag* from) {
+  return S::load_bf16(&from->bits);
+}
+
+template <class S, class Stored, int kRows, int kTiles>
+void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::int64_t tile_stride,
+                    std::int64_t k_stride, std::int64_t depth, float* c, std::int64_t c_stride,
+                    std::int64_t columns, bool add) {
+  typename S::F sum[kRows][kTiles];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int n = 0; n < kTiles; ++n) sum[r][n] = S::zero();
+  const float* a_row[kRows];
+  for (int r = 0; r < kRows; ++r) a_row[r] = a.data + (row + r) * a.row_stride;
+  for (std::int64_t k = 0; k < depth; ++k) {
+    typename S::F weight[kTiles];
+#pragma GCC unroll 2
+    for (int n = 0; n < kTiles; ++n)
+      weight[n] = load_panel<S>(b + n * tile_stride + k * k_stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const auto value = S::set(a_row[r][k * a.column_stride]);
+#pragma GCC unroll 2
+      for (int n = 0; n < kTiles; ++n) sum[r][n] = S::fma(value, weight[n], sum[r][n]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int n = 0; n < kTiles; ++n) {
+      float* to = c + (row + r) * c_stride + n * 16;
+      const std::int64_t left = columns - n * 16;
+      if (left >= 16) {
+        S::store(to, add ? S::add(S::load(to), sum[r][n]) : sum[r][n]);
+      } else {
+        const int count = static_cast<int>(left);
+        S::store_first(to, add ? S::add(S::load_first(to, count), sum[r][n]) : sum[r][n], count);
+      }
+    }
+}
+
+template <class S, class Stored, int kTiles>
+void multiply_rows(const Operand& a, const Stored* b, const Panels& panels, std::int64_t rows,
+                   std::int64_t columns, std::int64_t depth, float* c, std::int64_t c_stride,
+                   bool add) {
+  constexpr int kMost = S::kMaxRowsF32;
+  std::int64_t row = 0;
+  const auto block = [&]<int kRows>() {
+    multiply_block<S, Stored, kRows, kTiles>(a, row, b, panels.tile_stride, panels.k_stride, depth,
+                                             c, c_stride, columns, add);
+    row += kRows;
+  };
+  while (row + kMost <= rows) block.template operator()<kMost>();
+  if constexpr (kMost > 4)
+    if (row + 4 <= rows) block.template operator()<4>();
+  while (row + 2 <= rows) block.template operator()<2>();
+  if (row < rows) block.template operator()<1>();
+}
+
+// The last panel may be shorter than 16 columns in memory: copied to a padded one first, unless the
+// panels are whole tiles anyway (k_stride 16).
+template <class S, class Stored>
+void multiply_stored(const Operand& a, const Panels& panels, std::int64_t rows,
+                     std::int64_t columns, std::int64_t depth, float* c, std::int64_t c_stride,
+                     bool add) {
+  const auto* b = static_cast<const Stored*>(panels.data);
+  std::int64_t column = 0;
+  for (; column + 32 <= columns; column += 32)
+    multiply_rows<S, Stored, 2>(a, b + column / 16 * panels.tile_stride, panels, rows, 32, depth,
+                                c + column, c_stride, add);
+  for (; column < columns; column += 16) {
+    const std::int64_t left = columns - column < 16 ? columns - column : 16;
+    const Stored* tile = b + column / 16 * panels.tile_stride;
+    if (left == 16 || panels.k_stride == 16) {
+      multiply_rows<S, Stored, 1>(a, tile, panels, rows, left, depth, c + column, c_stride, add);
+      continue;
+    }
+    // Pieces of 64 steps: short last tiles occur only where a head's width is no multiple of 16.
+    Stored padded[64 * 16] = {};
+    for (std::int64_t k = 0; k < depth; k += 64) {
+      const std::int64_t count = depth - k < 64 ? depth - k : 64;
+      for (std::int64_t i = 0; i < count; ++i)
+        for (std::int64_t lane = 0; lane < left; ++lane)
+          padded[i * 16 + lane] = tile[(k + i) * panels.k_stride + lane];
+      const Operand part{a.data + k * a.column_stride, a.row_stride, a.column_stride};
+      const Panels whole{padded, panels.storage, 0, 16};
+      multiply_rows<S, Stored, 1>(part, padded, whole, rows, left, count, c + column, c_stride,
+                                  add || k > 0);
+    }
+  }
+}
+
+template <class S>
+void multiply(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,
+              std::int64_t depth, float* c, std::int64_t c_stride, bool add) {
+  if (b.storage == Storage::kF32)
+    multiply_stored<S, float>(a, b, rows, columns, depth, c, c_stride, add);
+  else if (b.storage == Storage::kF16)
+    multiply_stored<S, f16>(a, b, rows, columns, depth, c, c_stride, add);
+  else
+    multiply_stored<S, Bf16Tag>(a, b, rows, columns, depth, c, c_stride, add);
+}
+
+// dy [tokens, rows] x panel [rows/2][32][2]: 12 x 2 accumulators, 12 broadcasts and 2 loads per 24
+// dot products, so neither the loads nor the latency limit it.
+template <class S, int kTokens>
+void multiply_bf16_block(const bf16* dy, std::int64_t dy_stride, const bf16* panel,
+                         std::int64_t rows, float* c, std::int64_t c_stride, int columns,
+                         bool add) {
+  typename S::F sum[kTokens][2];
+#pragma GCC unroll 12
+  for (int t = 0; t < kTokens; ++t) sum[t][0] = sum[t][1] = S::zero();
+  for (std::int64_t row = 0; row < rows; row += 2, panel += 64)
+#pragma GCC unroll 12
+    for (int t = 0; t < kTokens; ++t) {
+      sum[t][0] = S::bf16_dot(sum[t][0], panel, dy + t * dy_stride + row);
+      sum[t][1] = S::bf16_dot(sum[t][1], panel + 32, dy + t * dy_stride + row);
+    }
+  for (int t = 0; t < kTokens; ++t)
+    for (int half = 0; half < 2 && half * 16 < columns; ++half) {
+      float* to = c + t * c_stride + half * 16;
+      const int count = columns - half * 16 < 16 ? columns - half * 16 : 16;
+      const auto old = add ? S::load_first(to, count) : S::zero();
+      S::store_first(to, S::add(old, sum[t][half]), count);
+    }
+}
+
+template <class S>
+void multiply_bf16(const bf16* dy, std::int64_t dy_stride, const bf16* panel, std::int64_t rows,
+                   std::int64_t token_begin, std::int64_t token_end, float* c,
+                   std::int64_t c_stride, int columns, bool add) {
+  std::int64_t token = token_begin;
+  const auto block = [&]<int kTokens>() {
+    multiply_bf16_block<S, kTokens>(dy + token * dy_stride, dy_stride, panel, rows,
+                                    c + token * c_stride, c_stride, columns, add);
+    token += kTokens;
+  };
+  while (token + 12 <= token_end) block.template operator()<12>();
+  while (token + 4 <= token_end) block.template operator()<4>();
+  while (token < token_end) block.template operator()<1>();
+}
+
+}  // namespace trimpot::impl

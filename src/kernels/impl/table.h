@@ -1,0 +1,45 @@
+// Fills the function table for one instruction set.
+#pragma once
+
+#include "kernels/impl/codes.h"
+#include "kernels/impl/elementwise.h"
+#include "kernels/impl/int8.h"
+#include "kernels/impl/multiply.h"
+#include "kernels/kernels.h"
+
+namespace trimpot::impl {
+
+template <class S>
+constexpr Kernels make_kernels() {
+  Kernels k{};
+  k.name = S::kName;
+  k.bf16_backward = S::kBf16Dot;
+  k.quantize = quantize<S>;
+  k.linear_int8 = linear_int8<S>;
+  k.multiply = multiply<S>;
+  k.unpack_tile = unpack_tile<S>;
+  k.unpack_columns = unpack_columns<S>;
+  if constexpr (S::kBf16Dot) {
+    k.unpack_columns_bf16 = unpack_columns_bf16<S>;
+    k.multiply_bf16 = multiply_bf16<S>;
+  }
+  k.to_bf16 = to_bf16<S>;
+  k.scale_gradient_int8 = scale_gradient_int8<S>;
+  k.rms_norm = rms_norm<S>;
+  k.rms_norm_backward = rms_norm_backward<S>;
+  k.swiglu = swiglu<S>;
+  k.swiglu_backward = swiglu_backward<S>;
+  k.softmax = softmax<S>;
+  k.softmax_again = softmax_again<S>;
+  k.softmax_backward = softmax_backward<S>;
+  k.log_sum_exp = log_sum_exp<S>;
+  k.softmax_gradient = softmax_gradient<S>;
+  k.scale = scale<S>;
+  k.add = add<S>;
+  k.dot = dot<S>;
+  k.widen_f16 = widen_f16<S>;
+  k.narrow_f16 = narrow_f16<S>;
+  return k;
+}
+
+}  // namespace trimpot::impl

@@ -1,0 +1,134 @@
+// The kernels as a table of functions, one table per instruction set, chosen once at run time.
+// Every function works on a range of its outputs and never splits a sum, so that callers may
+// distribute ranges over threads in any way and get the same bits.
+//
+// Names of axes: tokens (rows of activations), rows and columns (of a weight matrix: outputs and
+// inputs), tiles (16 rows), chunks (32 columns), groups (columns that share a scale).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "format/matrix.h"
+
+namespace trimpot {
+
+// Activations rounded to int8 in blocks of 32 columns: x = scale * code, |code| <= 127.
+struct Int8View {
+  std::int8_t* codes = nullptr;        // [tokens, blocks * 32], zero beyond the columns
+  float* scales = nullptr;             // [tokens, blocks]
+  std::int32_t* sums = nullptr;        // [tokens, blocks]   sum of the codes
+  float* scaled_sums = nullptr;        // [tokens, blocks]   scale * sum
+  std::int64_t blocks = 0;
+};
+
+// Any float matrix operand: element (i, k) at data[i * row_stride + k * column_stride].
+struct Operand {
+  const float* data = nullptr;
+  std::int64_t row_stride = 0;
+  std::int64_t column_stride = 1;
+};
+
+// The second operand of a product, in panels of 16 outputs:
+// element (k, 16 * tile + lane) at data[tile * tile_stride + k * k_stride + lane].
+struct Panels {
+  const void* data = nullptr;
+  Storage storage = Storage::kF32;
+  std::int64_t tile_stride = 0;
+  std::int64_t k_stride = 16;
+};
+
+struct Kernels {
+  const char* name;
+  bool bf16_backward;  // input gradients by bf16 dot products instead of f32
+
+  // Rounds tokens [begin, end) of x [tokens, columns] to int8.
+  void (*quantize)(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
+                   std::int64_t end, const Int8View& out);
+
+  // y[t, n] (+)= sum over groups of scale * x.scale * (dot - zero_point * x.sum) + offset * x.scaled_sum
+  // for tokens [token_begin, token_end) and tiles [tile_begin, tile_end). Needs codes.
+  void (*linear_int8)(const MatrixView& weight, const Int8View& x, std::int64_t token_begin,
+                      std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
+                      float* y, std::int64_t y_stride, bool add);
+
+  // C[m, n] (+)= sum_k A[m, k] B[k, n]; n in [0, columns). C has contiguous rows.
+  void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,
+                   std::int64_t depth, float* c, std::int64_t c_stride, bool add);
+
+  // One tile as floats, [columns rounded up to 32][16], for multiply(); `raw` gives code - zero_point.
+  void (*unpack_tile)(const MatrixView& weight, std::int64_t tile, bool raw, float* panel);
+  // 32 columns of tiles [tile_begin, tile_end) with rows first, [16 * tiles][32], for dy * W.
+  void (*unpack_columns)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
+                         std::int64_t tile_end, bool raw, float* panel);
+  // The same as pairs of rows in bf16, [8 * tiles][32][2]; null without bf16_backward.
+  void (*unpack_columns_bf16)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
+                              std::int64_t tile_end, bf16* panel);
+  // c[t, 0..31] (+)= sum_n dy[t, n] panel[n, 0..31] over `rows` (even) rows; dy as bf16.
+  // `columns` (<= 32) are stored.
+  void (*multiply_bf16)(const bf16* dy, std::int64_t dy_stride, const bf16* panel,
+                        std::int64_t rows, std::int64_t token_begin, std::int64_t token_end,
+                        float* c, std::int64_t c_stride, int columns, bool add);
+  void (*to_bf16)(const float* from, std::int64_t count, bf16* to);
+
+  // For tiles [tile_begin, tile_end), the first of which is written at d_scale[0], summed over
+  // `tokens` tokens in blocks of 128:
+  //   d_scale [tiles][groups][16]  += sum_t dy[t, n] sum_{j in g} (code - zero_point)[n, j] x[t, j]
+  //   d_offset [tiles][groups][16] += sum_t dy[t, n] sum_{j in g} x[t, j]       (null: not wanted)
+  // `scratch` holds 128 * 16 floats.
+  void (*scale_gradient_int8)(const MatrixView& weight, const Int8View& x, const float* dy,
+                              std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
+                              std::int64_t tile_end, float* d_scale, float* d_offset,
+                              float* scratch);
+
+  // y = x * weight / sqrt(mean(x^2) + eps); stores 1 / sqrt(...) in rstd if not null.
+  void (*rms_norm)(const float* x, const float* weight, std::int64_t columns, float eps, float* y,
+                   float* rstd);
+  // dx += the gradient of rms_norm's input, from dy, x, weight and the stored rstd.
+  void (*rms_norm_backward)(const float* dy, const float* x, const float* weight, float rstd,
+                            std::int64_t columns, float* dx);
+  // out = silu(gate) * up
+  void (*swiglu)(const float* gate, const float* up, std::int64_t count, float* out);
+  // gate and up are replaced by their gradients.
+  void (*swiglu_backward)(const float* d_out, std::int64_t count, float* gate, float* up);
+  // scores[0, keys) -> exp(scale * score - max), zero up to `padded`; gives the sum and
+  // log-sum-exp of the scaled scores.
+  void (*softmax)(float* scores, std::int64_t keys, std::int64_t padded, float scale, float* sum,
+                  float* log_sum_exp);
+  // p = exp(scale * score - log_sum_exp) in place.
+  void (*softmax_again)(float* scores, std::int64_t keys, std::int64_t padded, float scale,
+                        float log_sum_exp);
+  // d_score = p * (d_p - delta) * scale, written over d_p.
+  void (*softmax_backward)(const float* p, std::int64_t keys, float delta, float scale, float* d_p);
+  // log(sum(exp(logits))).
+  float (*log_sum_exp)(const float* logits, std::int64_t count);
+  // logits -> weight * exp(logits - lse), in place as f32, or as bf16 in the first half of the row.
+  void (*softmax_gradient)(float* logits, std::int64_t count, float lse, float weight,
+                           bool as_bf16);
+  // out = x * factor
+  void (*scale)(const float* x, std::int64_t count, float factor, float* out);
+  // out += x
+  void (*add)(const float* x, std::int64_t count, float* out);
+  float (*dot)(const float* a, const float* b, std::int64_t count);
+  void (*widen_f16)(const f16* from, std::int64_t count, float* to);
+  void (*narrow_f16)(const float* from, std::int64_t count, f16* to);
+};
+
+struct IsaInfo {
+  const Kernels* kernels;  // null: not compiled in
+  std::string name;
+  std::string needs;       // CPU features
+  bool usable;             // on this machine
+};
+
+// All instruction sets this program was compiled for, best first.
+std::vector<IsaInfo> list_isas();
+// The one named by the environment variable TRIMPOT_ISA, or the best usable one.
+// Errors: an unknown name, or one this CPU lacks (the message lists the usable ones).
+Result<const Kernels*> select_kernels();
+Result<const Kernels*> kernels_by_name(std::string_view name);
+
+}  // namespace trimpot

@@ -1,0 +1,51 @@
+#include <cstdlib>
+
+#include "kernels/isa.h"
+#include "kernels/kernels.h"
+
+namespace trimpot {
+
+std::vector<IsaInfo> list_isas() {
+  std::vector<IsaInfo> isas;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  const bool with_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  isas.push_back({&kAvx512Bf16Kernels, kAvx512Bf16Kernels.name,
+                  "AVX-512 F, BW, DQ, VL, VNNI, BF16", with_bf16});
+  isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});
+  isas.push_back({&kAvx2Kernels, kAvx2Kernels.name, "AVX2, FMA, F16C", avx2});
+#endif
+  isas.push_back({&kScalarKernels, kScalarKernels.name, "nothing", true});
+  return isas;
+}
+
+Result<const Kernels*> kernels_by_name(std::string_view name) {
+  std::string usable;
+  for (const IsaInfo& isa : list_isas()) {
+    if (isa.name == name) {
+      if (isa.usable) return isa.kernels;
+      return fail("this CPU cannot run the {} kernels, which need {}", name, isa.needs);
+    }
+    if (isa.usable) usable += (usable.empty() ? "" : ", ") + isa.name;
+  }
+  return fail("there are no kernels called \"{}\"; this CPU can run: {}", name, usable);
+}
+
+Result<const Kernels*> select_kernels() {
+  const char* forced = std::getenv("TRIMPOT_ISA");
+  if (forced != nullptr && *forced != '\0') {
+    auto kernels = kernels_by_name(forced);
+    if (!kernels) return fail("TRIMPOT_ISA: {}", kernels.error().message);
+    return kernels;
+  }
+  for (const IsaInfo& isa : list_isas())
+    if (isa.usable) return isa.kernels;
+  return &kScalarKernels;
+}
+
+}  // namespace trimpot

@@ -1,0 +1,195 @@
+// AVX2, FMA and F16C. Operations as in scalar.h, whose results these equal bit for bit.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "base/half.h"
+
+namespace trimpot {
+
+struct Avx2 {
+  static constexpr const char* kName = "avx2";
+  static constexpr int kMaxRowsF32 = 4;  // 4 rows x 1 tile of 2 registers + operands, of 16
+  static constexpr int kMaxRowsI8 = 2;
+  static constexpr bool kBf16Dot = false;
+
+  struct F { __m256 low, high; };
+  struct I { __m256i low, high; };
+  struct B { __m256i low, high; };
+
+  static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static F set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+  static F load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+  static F load(const f16* from) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))),
+            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8)))};
+  }
+  static F load_bf16(const bf16* from) {
+    const auto widen = [](const bf16* half) {
+      const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(half));
+      return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    };
+    return {widen(from), widen(from + 8)};
+  }
+  static F load_first(const float* from, int count) {
+    float lanes[16] = {};
+    for (int i = 0; i < count; ++i) lanes[i] = from[i];
+    return load(lanes);
+  }
+  static F load_first(const f16* from, int count) {
+    f16 lanes[16] = {};
+    for (int i = 0; i < count; ++i) lanes[i] = from[i];
+    return load(lanes);
+  }
+  static void store(float* to, F a) {
+    _mm256_storeu_ps(to, a.low);
+    _mm256_storeu_ps(to + 8, a.high);
+  }
+  static void store(f16* to, F a) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(a.low, kNearest));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8), _mm256_cvtps_ph(a.high, kNearest));
+  }
+  static void store_bf16(bf16* to, F a) {
+    float lanes[16];
+    store(lanes, a);
+    for (int i = 0; i < 16; ++i) to[i] = f32_to_bf16(lanes[i]);
+  }
+  static void store_first(float* to, F a, int count) {
+    float lanes[16];
+    store(lanes, a);
+    for (int i = 0; i < count; ++i) to[i] = lanes[i];
+  }
+  static F add(F a, F b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+  static F sub(F a, F b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+  static F mul(F a, F b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+  static F div(F a, F b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+  static F fma(F a, F b, F c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  }
+  static F max(F a, F b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+  static F min(F a, F b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+  static F abs(F a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
+  }
+  static F round(F a) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.low, kNearest), _mm256_round_ps(a.high, kNearest)};
+  }
+  static F scale_by_power(F a, F n) {
+    const auto power = [](__m256 exponent) {
+      const __m256i biased =
+          _mm256_add_epi32(_mm256_cvtps_epi32(exponent), _mm256_set1_epi32(127));
+      return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+    };
+    return {_mm256_mul_ps(a.low, power(n.low)), _mm256_mul_ps(a.high, power(n.high))};
+  }
+  static float sum(F a) {
+    const __m256 eight = _mm256_add_ps(a.low, a.high);
+    const __m128 four =
+        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+  static float highest(F a) {
+    const __m256 eight = _mm256_max_ps(a.low, a.high);
+    const __m128 four =
+        _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+
+  static I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static I set_int(std::int32_t value) {
+    return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)};
+  }
+  static I sub(I a, I b) {
+    return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+  }
+  static F to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+  static void store_int8(std::int8_t* to, F a) {
+    const __m256i words =
+        _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(a.low),
+                                                    _mm256_cvtps_epi32(a.high)), 0xd8);
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+  }
+  static std::int32_t sum_int8(const std::int8_t* from) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+    const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    const __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
+
+  static B load_bytes(const std::uint8_t* from) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)),
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32))};
+  }
+  static B broadcast4(const std::int8_t* from) {
+    std::int32_t four;
+    std::memcpy(&four, from, 4);
+    return {_mm256_set1_epi32(four), _mm256_set1_epi32(four)};
+  }
+  static B low_nibbles(B a) {
+    const __m256i mask = _mm256_set1_epi8(0x0f);
+    return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
+  }
+  static B high_nibbles(B a) {
+    return low_nibbles({_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)});
+  }
+  template <int kBit>
+  static B bit_to_16(B a) {
+    const __m256i mask = _mm256_set1_epi8(0x10);
+    const auto move = [](__m256i v) {
+      return kBit <= 4 ? _mm256_slli_epi16(v, kBit <= 4 ? 4 - kBit : 0)
+                       : _mm256_srli_epi16(v, kBit > 4 ? kBit - 4 : 0);
+    };
+    return {_mm256_and_si256(move(a.low), mask), _mm256_and_si256(move(a.high), mask)};
+  }
+  static B bit_or(B a, B b) {
+    return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+  }
+  template <int kBits>
+  static I dot(I acc, B codes, B activations) {
+    const auto half = [](__m256i sum, __m256i u8, __m256i s8) {
+      const __m256i ones = _mm256_set1_epi16(1);
+      if constexpr (kBits <= 5) {  // 2 * 31 * 127 fits in 16 bits
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u8, s8), ones));
+      } else {  // 2 * 255 * 128 does not: the nibbles separately
+        const __m256i mask = _mm256_set1_epi8(0x0f);
+        const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(u8, mask), s8);
+        const __m256i high =
+            _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(u8, 4), mask), s8);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+      }
+    };
+    return {half(acc.low, codes.low, activations.low),
+            half(acc.high, codes.high, activations.high)};
+  }
+  template <int kByte>
+  static F byte_to_float(B a) {
+    const auto pick = [](__m256i v) {
+      const __m256i byte = _mm256_and_si256(_mm256_srli_epi32(v, 8 * kByte), _mm256_set1_epi32(255));
+      return _mm256_cvtepi32_ps(byte);
+    };
+    return {pick(a.low), pick(a.high)};
+  }
+  static void transpose(F* rows) {
+    alignas(32) float from[16][16], to[16][16];
+    for (int i = 0; i < 16; ++i) store(from[i], rows[i]);
+    for (int i = 0; i < 16; ++i)
+      for (int j = 0; j < 16; ++j) to[i][j] = from[j][i];
+    for (int i = 0; i < 16; ++i) rows[i] = load(to[i]);
+  }
+};
+
+}  // namespace trimpot

@@ -1,0 +1,171 @@
+// AVX-512 (F, BW, DQ, VL) with VNNI; kBf16Dot where the unit is compiled with AVX512_BF16.
+// Operations as in scalar.h, whose results these equal bit for bit.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "base/half.h"
+
+namespace trimpot {
+
+template <bool kWithBf16>
+struct Avx512 {
+  static constexpr const char* kName = kWithBf16 ? "avx512_bf16" : "avx512";
+  static constexpr int kMaxRowsF32 = 8;  // 8 rows x 2 tiles + 2 weights + 1 broadcast, of 32
+  static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
+  static constexpr bool kBf16Dot = kWithBf16;
+
+  using F = __m512;
+  struct I { __m512i v; };
+  struct B { __m512i v; };
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float value) { return _mm512_set1_ps(value); }
+  static F load(const float* from) { return _mm512_loadu_ps(from); }
+  static F load(const f16* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static F load_bf16(const bf16* from) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+  static F load_first(const float* from, int count) {
+    return _mm512_maskz_loadu_ps(first(count), from);
+  }
+  static F load_first(const f16* from, int count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), from));
+  }
+  static void store(float* to, F a) { _mm512_storeu_ps(to, a); }
+  static void store(f16* to, F a) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(a, kNearest));
+  }
+  // Integer rounding instead of vcvtneps2bf16, which flushes subnormals: the same bits everywhere.
+  static __m256i to_bf16(F a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i high = _mm512_srli_epi32(rounded, 16);
+    const __m512i quiet =
+        _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(high, nan, quiet));
+  }
+  static void store_bf16(bf16* to, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(a));
+  }
+  static void store_first(float* to, F a, int count) {
+    _mm512_mask_storeu_ps(to, first(count), a);
+  }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F abs(F a) { return _mm512_abs_ps(a); }
+  static F round(F a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static F scale_by_power(F a, F n) {
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23)));
+  }
+  static float sum(F a) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    const __m128 four =
+        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+  static float highest(F a) { return _mm512_reduce_max_ps(a); }
+
+  static I zero_int() { return {_mm512_setzero_si512()}; }
+  static I set_int(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
+  static I sub(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+  static F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
+  static void store_int8(std::int8_t* to, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+  }
+  static std::int32_t sum_int8(const std::int8_t* from) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i quads =
+        _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+    const __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
+
+  static B load_bytes(const std::uint8_t* from) { return {_mm512_loadu_si512(from)}; }
+  static B broadcast4(const std::int8_t* from) {
+    std::int32_t four;
+    std::memcpy(&four, from, 4);
+    return {_mm512_set1_epi32(four)};
+  }
+  static B low_nibbles(B a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
+  static B high_nibbles(B a) { return low_nibbles({_mm512_srli_epi16(a.v, 4)}); }
+  template <int kBit>
+  static B bit_to_16(B a) {
+    const __m512i moved = kBit <= 4 ? _mm512_slli_epi16(a.v, kBit <= 4 ? 4 - kBit : 0)
+                                    : _mm512_srli_epi16(a.v, kBit > 4 ? kBit - 4 : 0);
+    return {_mm512_and_si512(moved, _mm512_set1_epi8(0x10))};
+  }
+  static B bit_or(B a, B b) { return {_mm512_or_si512(a.v, b.v)}; }
+  template <int kBits>
+  static I dot(I acc, B codes, B activations) {
+    return {_mm512_dpbusd_epi32(acc.v, codes.v, activations.v)};
+  }
+  template <int kByte>
+  static F byte_to_float(B a) {
+    const __m512i byte =
+        _mm512_and_si512(_mm512_srli_epi32(a.v, 8 * kByte), _mm512_set1_epi32(255));
+    return _mm512_cvtepi32_ps(byte);
+  }
+  // Pairs of neighbouring rows (2i, 2i+1) as bf16, interleaved per column: the operand of bf16_dot.
+  static void store_bf16_pairs(bf16* to, F even, F odd) {
+    const __m512i low = _mm512_cvtepu16_epi32(to_bf16(even));
+    const __m512i high = _mm512_cvtepu16_epi32(to_bf16(odd));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+#ifdef __AVX512BF16__
+  // acc[i] += pairs[2i] * two[0] + pairs[2i+1] * two[1], rounded as vdpbf16ps does.
+  static F bf16_dot(F acc, const bf16* pairs, const bf16* two) {
+    std::int32_t both;
+    std::memcpy(&both, two, 4);
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(_mm512_loadu_si512(pairs)),
+                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(both)));
+  }
+#endif
+
+  // 16 x 16 floats in four rounds of shuffles.
+  static void transpose(F* r) {
+    F t[16];
+    for (int i = 0; i < 16; i += 4) {
+      const F a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
+      const F c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+      t[i] = _mm512_shuffle_ps(a, c, 0x44);
+      t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+      t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+      t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+      const F a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88);
+      const F b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+      const F c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88);
+      const F d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+      r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+      r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+      r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+      r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+  }
+};
+
+}  // namespace trimpot

@@ -1,0 +1,159 @@
+// The vector operations in plain C++: the specification of the other two and the fallback for
+// machines without AVX2. Every operation rounds exactly as its SIMD twins do.
+//   F = 16 floats, I = 16 int32, B = 64 bytes.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "base/half.h"
+
+namespace trimpot {
+
+struct Scalar {
+  static constexpr const char* kName = "scalar";
+  static constexpr int kMaxRowsF32 = 4;  // rows of a float tile that stay in registers
+  static constexpr int kMaxRowsI8 = 2;
+  static constexpr bool kBf16Dot = false;
+
+  struct F { float lane[16]; };
+  struct I { std::int32_t lane[16]; };
+  struct B { std::uint8_t byte[64]; };
+
+  template <typename Operation>
+  static F map(Operation operation) {
+    F out;
+    for (int i = 0; i < 16; ++i) out.lane[i] = operation(i);
+    return out;
+  }
+
+  static F zero() { return map([](int) { return 0.0f; }); }
+  static F set(float value) { return map([=](int) { return value; }); }
+  static F load(const float* from) { return map([=](int i) { return from[i]; }); }
+  static F load(const f16* from) { return map([=](int i) { return f16_to_f32(from[i]); }); }
+  static F load_bf16(const bf16* from) { return map([=](int i) { return bf16_to_f32(from[i]); }); }
+  static F load_first(const float* from, int count) {
+    return map([=](int i) { return i < count ? from[i] : 0.0f; });
+  }
+  static F load_first(const f16* from, int count) {
+    return map([=](int i) { return i < count ? f16_to_f32(from[i]) : 0.0f; });
+  }
+  static void store(float* to, F a) { std::memcpy(to, a.lane, sizeof a.lane); }
+  static void store(f16* to, F a) {
+    for (int i = 0; i < 16; ++i) to[i] = f32_to_f16(a.lane[i]);
+  }
+  static void store_bf16(bf16* to, F a) {
+    for (int i = 0; i < 16; ++i) to[i] = f32_to_bf16(a.lane[i]);
+  }
+  static void store_first(float* to, F a, int count) {
+    std::memcpy(to, a.lane, sizeof(float) * static_cast<std::size_t>(count));
+  }
+  static F add(F a, F b) { return map([&](int i) { return a.lane[i] + b.lane[i]; }); }
+  static F sub(F a, F b) { return map([&](int i) { return a.lane[i] - b.lane[i]; }); }
+  static F mul(F a, F b) { return map([&](int i) { return a.lane[i] * b.lane[i]; }); }
+  static F div(F a, F b) { return map([&](int i) { return a.lane[i] / b.lane[i]; }); }
+  static F fma(F a, F b, F c) {
+    return map([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
+  }
+  static F max(F a, F b) {
+    return map([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static F min(F a, F b) {
+    return map([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static F abs(F a) { return map([&](int i) { return std::fabs(a.lane[i]); }); }
+  static F round(F a) { return map([&](int i) { return std::nearbyint(a.lane[i]); }); }
+  // a * 2^n for integral n with -126 <= n <= 127.
+  static F scale_by_power(F a, F n) {
+    return map([&](int i) {
+      const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i]) + 127) << 23;
+      return a.lane[i] * std::bit_cast<float>(bits);
+    });
+  }
+  // Tree order ((i, i+8), (i, i+4), (i, i+2), (i, i+1)): the same in every instruction set.
+  static float sum(F a) {
+    for (int half = 8; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
+    return a.lane[0];
+  }
+  static float highest(F a) {
+    float best = a.lane[0];
+    for (float value : a.lane) best = value > best ? value : best;
+    return best;
+  }
+
+  static I zero_int() { return I{}; }
+  static I set_int(std::int32_t value) {
+    I out;
+    for (auto& lane : out.lane) lane = value;
+    return out;
+  }
+  static I sub(I a, I b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] -= b.lane[i];
+    return a;
+  }
+  static F to_float(I a) {
+    return map([&](int i) { return static_cast<float>(a.lane[i]); });
+  }
+  // Rounds to nearest even and narrows to int8; |a| <= 127.
+  static void store_int8(std::int8_t* to, F a) {
+    for (int i = 0; i < 16; ++i)
+      to[i] = static_cast<std::int8_t>(static_cast<int>(std::nearbyint(a.lane[i])));
+  }
+  static std::int32_t sum_int8(const std::int8_t* from) {  // 32 values
+    std::int32_t total = 0;
+    for (int i = 0; i < 32; ++i) total += from[i];
+    return total;
+  }
+
+  static B load_bytes(const std::uint8_t* from) {
+    B out;
+    std::memcpy(out.byte, from, sizeof out.byte);
+    return out;
+  }
+  static B broadcast4(const std::int8_t* from) {
+    B out;
+    for (int i = 0; i < 64; ++i) out.byte[i] = static_cast<std::uint8_t>(from[i % 4]);
+    return out;
+  }
+  static B low_nibbles(B a) {
+    for (auto& byte : a.byte) byte &= 0x0f;
+    return a;
+  }
+  static B high_nibbles(B a) {
+    for (auto& byte : a.byte) byte >>= 4;
+    return a;
+  }
+  template <int kBit>
+  static B bit_to_16(B a) {  // bit kBit of every byte, moved to bit 4
+    for (auto& byte : a.byte) byte = static_cast<std::uint8_t>((byte >> kBit & 1) << 4);
+    return a;
+  }
+  static B bit_or(B a, B b) {
+    for (int i = 0; i < 64; ++i) a.byte[i] |= b.byte[i];
+    return a;
+  }
+  // acc[i] += sum over 4 bytes of u8 codes * s8 activations. kBits bounds the codes.
+  template <int kBits>
+  static I dot(I acc, B codes, B activations) {
+    for (int i = 0; i < 16; ++i)
+      for (int j = 0; j < 4; ++j)
+        acc.lane[i] +=
+            codes.byte[4 * i + j] * static_cast<std::int8_t>(activations.byte[4 * i + j]);
+    return acc;
+  }
+  // Byte kByte of each group of four as floats: the codes of 16 rows in one column.
+  template <int kByte>
+  static F byte_to_float(B a) {
+    return map([&](int i) { return static_cast<float>(a.byte[4 * i + kByte]); });
+  }
+  static void transpose(F* rows) {
+    F out[16];
+    for (int i = 0; i < 16; ++i)
+      for (int j = 0; j < 16; ++j) out[i].lane[j] = rows[j].lane[i];
+    std::memcpy(rows, out, sizeof out);
+  }
+};
+
+}  // namespace trimpot

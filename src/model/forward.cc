@@ -1,0 +1,125 @@
+#include "model/forward.h"
+
+#include <cmath>
+
+namespace trimpot {
+
+void RopeTable::fill(const Model& model, const Batch& batch) {
+  const std::int64_t half = model.config.rope_dims / 2;
+  cos_.resize(batch.tokens.size() * half);
+  sin_.resize(batch.tokens.size() * half);
+  std::vector<float> frequency(half);
+  for (std::int64_t i = 0; i < half; ++i) {
+    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(half * 2);
+    double value = std::pow(static_cast<double>(model.config.rope_base), exponent);
+    if (!model.rope_frequency_factors.empty())
+      value /= static_cast<double>(model.rope_frequency_factors[i]);
+    frequency[i] = static_cast<float>(value) * model.config.rope_frequency_scale;
+  }
+  for (const Segment& segment : batch.segments)
+    for (std::int64_t row = 0; row < segment.count; ++row)
+      for (std::int64_t i = 0; i < half; ++i) {
+        // The angle is rounded to f32, as peers do; its cosine is exact to the last bit or so.
+        const float angle = static_cast<float>(segment.position + row) * frequency[i];
+        cos_[(segment.row + row) * half + i] = static_cast<float>(std::cos(double{angle}));
+        sin_[(segment.row + row) * half + i] = static_cast<float>(std::sin(double{angle}));
+      }
+}
+
+void RopeTable::rotate(Compute& compute, const ModelConfig& config, std::int64_t rows,
+                       std::int64_t heads, float direction, float* x) const {
+  const std::int64_t half = config.rope_dims / 2, dim = config.attention.head_dim;
+  compute.team.for_each(rows, 32, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t row = begin; row < end; ++row)
+      for (std::int64_t head = 0; head < heads; ++head) {
+        float* pairs = x + (row * heads + head) * dim;
+        const float* cosine = cos_.data() + row * half;
+        const float* sine = sin_.data() + row * half;
+        for (std::int64_t i = 0; i < half; ++i) {
+          const float s = sine[i] * direction;
+          const float even = pairs[2 * i], odd = pairs[2 * i + 1];
+          pairs[2 * i] = even * cosine[i] - odd * s;
+          pairs[2 * i + 1] = even * s + odd * cosine[i];
+        }
+      }
+  });
+}
+
+void LayerActivations::allocate(const Compute& compute, const ModelConfig& config,
+                                std::int64_t rows) {
+  const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();
+  attention_in.allocate(compute, rows, config.hidden);
+  q.reserve(rows * q_width);
+  k.reserve(rows * kv_width);
+  v.reserve(rows * kv_width);
+  attention_out.allocate(compute, rows, q_width);
+  log_sum_exp.reserve(rows * config.attention.heads);
+  middle.reserve(rows * config.hidden);
+  feed_forward_in.allocate(compute, rows, config.hidden);
+  gate.reserve(rows * config.feed_forward);
+  up.reserve(rows * config.feed_forward);
+  feed_forward_out.allocate(compute, rows, config.feed_forward);
+  attention_rstd.reserve(rows);
+  feed_forward_rstd.reserve(rows);
+}
+
+void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                   std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                   const float* x, LayerActivations& a, float* y) {
+  const AttentionShape& shape = config.attention;
+  rms_norm(compute, x, weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
+           a.attention_in.values(), a.attention_rstd.data());
+  a.attention_in.quantize(compute, rows);
+  linear(compute, a.attention_in, rows,
+         std::array<LinearOutput, 3>{{{&weights.q_proj, a.q.data()},
+                                      {&weights.k_proj, a.k.data()},
+                                      {&weights.v_proj, a.v.data()}}});
+  rope.rotate(compute, config, rows, shape.heads, 1.0f, a.q.data());
+  rope.rotate(compute, config, rows, shape.kv_heads, 1.0f, a.k.data());
+  for (const Segment& segment : segments)
+    segment.cache->store(compute, shape, segment.position, segment.count,
+                         a.k.data() + segment.row * shape.kv_width(),
+                         a.v.data() + segment.row * shape.kv_width());
+  attention(compute, shape, segments, a.q.data(), a.attention_out.values(), a.log_sum_exp.data());
+  a.attention_out.quantize(compute, rows);
+  std::copy_n(x, rows * config.hidden, a.middle.data());
+  linear(compute, a.attention_out, rows,
+         std::array<LinearOutput, 1>{{{&weights.o_proj, a.middle.data()}}}, true);
+
+  rms_norm(compute, a.middle.data(), weights.feed_forward_norm.data(), rows, config.hidden,
+           config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
+  a.feed_forward_in.quantize(compute, rows);
+  linear(compute, a.feed_forward_in, rows,
+         std::array<LinearOutput, 2>{{{&weights.gate_proj, a.gate.data()},
+                                      {&weights.up_proj, a.up.data()}}});
+  swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
+         a.feed_forward_out.values());
+  a.feed_forward_out.quantize(compute, rows);
+  if (y == nullptr) return;
+  std::copy_n(a.middle.data(), rows * config.hidden, y);
+  linear(compute, a.feed_forward_out, rows,
+         std::array<LinearOutput, 1>{{{&weights.down_proj, y}}}, true);
+}
+
+void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x) {
+  const std::int64_t hidden = model.config.hidden;
+  compute.team.for_each(static_cast<std::int64_t>(tokens.size()), 16,
+                        [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t row = begin; row < end; ++row)
+      model.embedding.dequantize_row(tokens[row], x + row * hidden);
+  });
+}
+
+void Head::forward(Compute& compute, const Model& model, std::int64_t rows, const float* x,
+                   float* logits) {
+  const ModelConfig& config = model.config;
+  normed_.allocate(compute, rows, config.hidden);
+  rstd_.reserve(rows);
+  rms_norm(compute, x, model.output_norm.data(), rows, config.hidden, config.rms_eps,
+           normed_.values(), rstd_.data());
+  normed_.quantize(compute, rows);
+  linear(compute, normed_, rows,
+         std::array<LinearOutput, 1>{{{&model.head_matrix(), logits}}});
+}
+
+}  // namespace trimpot

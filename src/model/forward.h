@@ -1,0 +1,71 @@
+// The forward pass: one layer is ten named calls, shared by generation, evaluation and training.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/ops.h"
+#include "model/weights.h"
+
+namespace trimpot {
+
+using TokenId = std::int32_t;  // as in text/tokenizer.h
+
+// Rows of tokens that are computed together: runs of consecutive tokens of one or more sequences.
+struct Batch {
+  std::span<const TokenId> tokens;
+  std::vector<Segment> segments;  // cache pointers are set per layer
+};
+
+// cos and sin of the RoPE angles of every row, [rows, rope_dims / 2].
+class RopeTable {
+ public:
+  void fill(const Model& model, const Batch& batch);
+  // Rotates the pairs (2i, 2i+1) of the first rope_dims channels of each head, as GGUF stores rows
+  // of architecture llama; `direction` -1 rotates back (the gradient).
+  void rotate(Compute& compute, const ModelConfig& config, std::int64_t rows, std::int64_t heads,
+              float direction, float* x) const;
+
+ private:
+  std::vector<float> cos_, sin_;
+};
+
+// What one layer computes; the backward reads it. Buffers are reused from layer to layer.
+struct LayerActivations {
+  Activations attention_in;      // normed input           [rows, hidden]
+  AlignedBuffer<float> q, k, v;  // after RoPE             [rows, q_width | kv_width]
+  Activations attention_out;     //                        [rows, q_width]
+  AlignedBuffer<float> log_sum_exp;    //                  [rows, heads]
+  AlignedBuffer<float> middle;   // after attention, residual added [rows, hidden]
+  Activations feed_forward_in;   // normed middle          [rows, hidden]
+  AlignedBuffer<float> gate, up;       //                  [rows, feed_forward]
+  Activations feed_forward_out;  // silu(gate) * up        [rows, feed_forward]
+  AlignedBuffer<float> attention_rstd, feed_forward_rstd;  // [rows]
+
+  void allocate(const Compute& compute, const ModelConfig& config, std::int64_t rows);
+};
+
+// One layer: x [rows, hidden] -> y [rows, hidden] (y may be x). Without y the down projection is
+// left out: the backward recomputes everything but the layer's output.
+void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                   std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                   const float* x, LayerActivations& a, float* y);
+
+// Rows of the embedding, [rows, hidden]. Token ids must be inside the vocabulary.
+void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x);
+
+// logits [rows, vocabulary] of x [rows, hidden] after the last layer.
+class Head {
+ public:
+  void forward(Compute& compute, const Model& model, std::int64_t rows, const float* x,
+               float* logits);
+  const float* rstd() const { return rstd_.data(); }
+
+ private:
+  Activations normed_;
+  AlignedBuffer<float> rstd_;
+};
+
+}  // namespace trimpot

@@ -1,0 +1,64 @@
+// Loss and gradients of a batch of sequences: forward with one checkpoint per layer, cross-entropy
+// fused with the head, backward with each layer recomputed.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "model/backward.h"
+
+namespace trimpot {
+
+// Sequences laid one after another, without padding; attention stays inside each.
+struct TrainingBatch {
+  std::vector<TokenId> tokens;
+  std::vector<std::uint8_t> learned;     // learned[i]: token i is predicted from those before it
+  std::vector<std::int64_t> lengths;     // of the sequences; they add up to tokens.size()
+};
+
+struct LossSum {
+  double loss = 0;            // sum of -log p over learned tokens
+  std::int64_t count = 0;     // learned tokens (the first token of a sequence is never one)
+  std::int64_t correct = 0;   // learned tokens that were the most likely ones
+};
+
+// Learned tokens of a batch that have a token before them.
+std::int64_t count_predictions(const TrainingBatch& batch);
+
+class TrainingPass {
+ public:
+  TrainingPass(Compute& compute, const Model& model) : compute_(compute), model_(model) {}
+
+  // Adds up the loss; with a sink also the gradients of weight * (sum of losses).
+  // Errors: a token outside the vocabulary, a loss that is not finite.
+  Result<LossSum> run(const TrainingBatch& batch, float weight, const GradientSink* sink);
+
+ private:
+  void prepare(const TrainingBatch& batch, bool with_gradients);
+  // Loss over learned rows; leaves d loss / d x (last layer's output) in dx_ when `gradients`.
+  void head(const TrainingBatch& batch, float weight, bool gradients, const float* x, LossSum& sum);
+  void backward(const GradientSink& sink);
+  float* checkpoint(std::size_t layer) {
+    return checkpoints_.data() + static_cast<std::int64_t>(layer) * rows_ * model_.config.hidden;
+  }
+
+  Compute& compute_;
+  const Model& model_;
+  std::int64_t rows_ = 0;
+  std::vector<KeyValues> caches_;  // one per sequence, reused by all layers
+  Batch rows_of_;                  // tokens and segments
+  RopeTable rope_;
+  LayerActivations activations_;
+  LayerGradients gradients_;
+  AlignedBuffer<float> checkpoints_;  // [layers + 1, rows, hidden], or [1, rows, hidden]
+  AlignedBuffer<float> dx_;           // [rows, hidden]
+  AlignedBuffer<float> logits_, labelled_x_, d_labelled_x_, d_normed_;
+  std::vector<std::int64_t> labelled_rows_;
+  std::vector<double> row_loss_;
+  std::vector<std::uint8_t> row_correct_;
+  Head head_;
+};
+
+}  // namespace trimpot

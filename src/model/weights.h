@@ -1,0 +1,70 @@
+// The weights of a model, packed for the kernels. One table lists the linear layers; loading,
+// tuning, adapters, export and reports all loop over it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "format/matrix.h"
+#include "io/gguf/gguf.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+
+namespace trimpot {
+
+struct LayerWeights {
+  std::vector<float> attention_norm;     // [hidden]
+  std::vector<float> feed_forward_norm;  // [hidden]
+  Matrix q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+};
+
+struct LinearKind {
+  std::string_view module;       // as PEFT's target_modules name it
+  std::string_view gguf_suffix;  // "blk.<layer>.<suffix>.weight"
+  Matrix LayerWeights::* matrix;
+};
+
+inline constexpr std::array<LinearKind, 7> kLinearKinds{{
+    {"q_proj", "attn_q", &LayerWeights::q_proj},
+    {"k_proj", "attn_k", &LayerWeights::k_proj},
+    {"v_proj", "attn_v", &LayerWeights::v_proj},
+    {"o_proj", "attn_output", &LayerWeights::o_proj},
+    {"gate_proj", "ffn_gate", &LayerWeights::gate_proj},
+    {"up_proj", "ffn_up", &LayerWeights::up_proj},
+    {"down_proj", "ffn_down", &LayerWeights::down_proj},
+}};
+enum LinearIndex { kQ, kK, kV, kO, kGate, kUp, kDown };
+
+struct Model {
+  ModelConfig config;
+  Matrix embedding;  // [vocabulary, hidden]
+  Matrix head;       // empty when tied to the embedding
+  std::vector<float> output_norm;             // [hidden]
+  std::vector<float> rope_frequency_factors;  // [rope_dims / 2], or empty
+  std::vector<LayerWeights> layers;
+
+  const Matrix& head_matrix() const { return head.rows() > 0 ? head : embedding; }
+  std::size_t linear_count() const { return layers.size() * kLinearKinds.size(); }
+  // Linear layers are numbered layer by layer, in the order of kLinearKinds.
+  Matrix& linear(std::size_t index) {
+    return layers[index / kLinearKinds.size()].*kLinearKinds[index % kLinearKinds.size()].matrix;
+  }
+  const Matrix& linear(std::size_t index) const {
+    return const_cast<Model*>(this)->linear(index);
+  }
+  std::size_t weight_bytes() const;
+};
+
+std::string linear_tensor_name(std::size_t index);  // "blk.3.ffn_down.weight"
+
+// Reads and packs every tensor, letting go of the file's pages as it goes. Errors name file and
+// tensor: missing, wrong shape, a type that does not fit, scales that are not finite, tensors that
+// this architecture does not have (biases would silently change the function).
+Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& team);
+
+}  // namespace trimpot

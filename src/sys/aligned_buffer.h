@@ -1,0 +1,72 @@
+// Zeroed, 64-byte aligned memory for kernels. Large buffers sit on 2 MiB boundaries and ask for huge
+// pages: under nested paging a TLB miss costs more than the data.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <span>
+#include <utility>
+
+namespace trimpot {
+
+template <typename T>
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(std::size_t count) { resize(count); }
+  AlignedBuffer(AlignedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
+  ~AlignedBuffer() { release(); }
+
+  // New zeroed contents of `count` elements; the old ones are gone.
+  void resize(std::size_t count) {
+    release();
+    if (count == 0) return;
+    constexpr std::size_t kHuge = std::size_t{2} << 20;
+    const std::size_t bytes = count * sizeof(T);
+    const std::size_t boundary = bytes >= 2 * kHuge ? kHuge : 64;
+    // Rounded up so that kernels may read a whole vector at the end.
+    const std::size_t rounded = (bytes + 64 + boundary - 1) / boundary * boundary;
+    void* memory = std::aligned_alloc(boundary, rounded);
+    if (memory == nullptr) throw std::bad_alloc();
+    if (boundary == kHuge) ::madvise(memory, rounded, MADV_HUGEPAGE);
+    std::memset(memory, 0, boundary == kHuge ? bytes : rounded);
+    data_ = static_cast<T*>(memory);
+    size_ = count;
+  }
+  // Grows to at least `count` elements; contents are lost when it grows.
+  void reserve(std::size_t count) {
+    if (count > size_) resize(count);
+  }
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  T& operator[](std::size_t index) { return data_[index]; }
+  const T& operator[](std::size_t index) const { return data_[index]; }
+  std::span<T> span() { return {data_, size_}; }
+  std::span<const T> span() const { return {data_, size_}; }
+
+ private:
+  void release() {
+    std::free(data_);
+    data_ = nullptr;
+    size_ = 0;
+  }
+  T* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+}  // namespace trimpot

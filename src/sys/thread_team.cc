@@ -1,0 +1,76 @@
+#include "sys/thread_team.h"
+
+#include <sched.h>
+
+#include <algorithm>
+
+namespace trimpot {
+namespace {
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Spins for about 50 us before sleeping: decode has some 200 joins per token of a few us each,
+// while an idle team must not keep a core busy.
+constexpr int kSpins = 1500;
+
+void wait_for_change(const std::atomic<std::uint32_t>& flag, std::uint32_t old) {
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (flag.load(std::memory_order_acquire) != old) return;
+    relax();
+  }
+  flag.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadTeam::ThreadTeam(int threads) : finished_(new Flag[std::max(threads - 1, 1)]) {
+  for (int index = 0; index + 1 < threads; ++index)
+    workers_.emplace_back([this, index] { work(index); });
+}
+
+ThreadTeam::~ThreadTeam() {
+  stopping_.store(true, std::memory_order_relaxed);
+  start_.value.fetch_add(1, std::memory_order_release);
+  start_.value.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadTeam::run(void* context, Call call) {
+  context_ = context;
+  call_ = call;
+  const std::uint32_t run_number = start_.value.fetch_add(1, std::memory_order_release) + 1;
+  start_.value.notify_all();
+  call(context, 0);
+  for (std::size_t index = 0; index < workers_.size(); ++index) {
+    std::atomic<std::uint32_t>& finished = finished_[index].value;
+    for (std::uint32_t seen = finished.load(std::memory_order_acquire); seen != run_number;
+         seen = finished.load(std::memory_order_acquire))
+      wait_for_change(finished, seen);
+  }
+}
+
+void ThreadTeam::work(int index) {
+  std::uint32_t seen = 0;
+  for (;;) {
+    wait_for_change(start_.value, seen);
+    const std::uint32_t run_number = start_.value.load(std::memory_order_acquire);
+    if (run_number == seen) continue;
+    seen = run_number;
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    call_(context_, index + 1);
+    finished_[index].value.store(run_number, std::memory_order_release);
+    finished_[index].value.notify_one();
+  }
+}
+
+int default_thread_count() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+}  // namespace trimpot
