@@ -5,20 +5,20 @@
 namespace trimpot {
 namespace {
 
-Result<EncodedText> encode_record(const Record& record, const ExampleEncoder& encoder,
+Result<EncodedChat> encode_record(const Record& record, const ExampleEncoder& encoder,
                                   const ExampleOptions& options) {
-  EncodedText encoded;
+  EncodedChat encoded;
   if (record.kind == Record::Kind::kMessages) {
     TRIMPOT_TRY(encoded, encoder.encode_chat(record.messages));
-    if (encoded.learned.size() != encoded.tokens.size())
+    if (encoded.learned.size() != encoded.ids.size())
       return fail("the chat template marks {} of {} tokens; this is a bug", encoded.learned.size(),
-                  encoded.tokens.size());
-    if (options.train_on_prompt) encoded.learned.assign(encoded.tokens.size(), 1);
+                  encoded.ids.size());
+    if (options.train_on_prompt) encoded.learned.assign(encoded.ids.size(), 1);
     return encoded;
   }
   // People put "<|im_start|>user ..." into {"text"} and mean the tokens.
-  encoded.tokens = encoder.encode_text(record.text, true);
-  std::vector<TokenId>& tokens = encoded.tokens;
+  encoded.ids = encoder.encode_text(record.text, true);
+  std::vector<TokenId>& tokens = encoded.ids;
   if (encoder.bos && (tokens.empty() || tokens.front() != *encoder.bos))
     tokens.insert(tokens.begin(), *encoder.bos);
   if (encoder.eos && (tokens.empty() || tokens.back() != *encoder.eos))
@@ -31,6 +31,11 @@ std::size_t count_learned(std::span<const std::uint8_t> learned) {
   if (learned.empty()) return 0;
   return static_cast<std::size_t>(
       std::count_if(learned.begin() + 1, learned.end(), [](std::uint8_t l) { return l != 0; }));
+}
+
+std::size_t trailing_unlearned(std::span<const std::uint8_t> learned) {
+  const auto last = std::find_if(learned.rbegin(), learned.rend(), [](auto l) { return l != 0; });
+  return static_cast<std::size_t>(last - learned.rbegin());
 }
 
 void note(std::size_t line, std::size_t& count, std::size_t& first_line) {
@@ -68,6 +73,21 @@ Result<Examples> make_windows(const std::string& path, const Record& record,
 }
 
 }  // namespace
+
+ExampleEncoder make_example_encoder(const Tokenizer& tokenizer,
+                                    const Result<ChatTemplate>& chat_template) {
+  ExampleEncoder encoder;
+  encoder.encode_chat = [tokenizer, chat_template](const std::vector<Message>& messages) {
+    if (!chat_template) return Result<EncodedChat>(fail(chat_template.error()));
+    return chat_template->encode(tokenizer, messages, false);
+  };
+  encoder.encode_text = [tokenizer](std::string_view text, bool parse_special) {
+    return tokenizer.encode(text, {.add_special = false, .parse_special = parse_special});
+  };
+  if (tokenizer.adds_bos()) encoder.bos = tokenizer.bos();
+  encoder.eos = tokenizer.eos();
+  return encoder;
+}
 
 std::span<const TokenId> ExampleSet::tokens(std::size_t example) const {
   return std::span(tokens_).subspan(begin(example), length(example));
@@ -112,8 +132,9 @@ Result<Examples> make_examples(const std::string& path, const RecordFile& file,
   for (const Record& record : file.records) {
     auto result = encode_record(record, encoder, options);
     if (!result) return fail("{}:{}: {}", path, record.line, result.error().message);
-    std::span<const TokenId> tokens = result->tokens;
     std::span<const std::uint8_t> learned = result->learned;
+    learned = learned.first(learned.size() - trailing_unlearned(learned));
+    std::span<const TokenId> tokens = std::span(result->ids).first(learned.size());
     const bool too_long = tokens.size() > options.max_seq_length;
     if (too_long) {
       tokens = tokens.first(options.max_seq_length);

@@ -21,22 +21,21 @@ struct ExampleOptions {
   bool train_on_prompt = false;      // learn the whole conversation, not only the answers
 };
 
-// Tokens of one conversation; learned[i] is 1 where token i belongs to an answer.
-struct EncodedText {
-  std::vector<TokenId> tokens;
-  std::vector<std::uint8_t> learned;
-};
-
 // What turns records into tokens: the model's tokenizer and chat template, as functions so that
 // tests and other tokenizers fit.
 struct ExampleEncoder {
-  std::function<Result<EncodedText>(const std::vector<Message>&)> encode_chat;
+  std::function<Result<EncodedChat>(const std::vector<Message>&)> encode_chat;
   // Without BOS and EOS. `parse_special`: "<|im_end|>" and the like in the text become the special
   // token.
   std::function<std::vector<TokenId>(std::string_view, bool parse_special)> encode_text;
   std::optional<TokenId> bos;  // only where the tokenizer's flag says that one is put in front
   std::optional<TokenId> eos;
 };
+
+// Of a model that may have no chat template we know: then records that are conversations fail with
+// the template's error, and texts still work. Holds copies of both.
+ExampleEncoder make_example_encoder(const Tokenizer& tokenizer,
+                                    const Result<ChatTemplate>& chat_template);
 
 // The tokens of all examples in one array. Token i of an example is predicted from those before
 // it, and its loss counts, where learned()[i] is 1; learned()[0] is always 0.
@@ -83,6 +82,7 @@ struct Examples {
 // EOS unless it ends in one; all of it is learned. A plain text file is cut into consecutive
 // windows of max_seq_length tokens (each with BOS if the tokenizer has the flag); what is left
 // behind the last full window is dropped, unless it is the only one.
+// What follows the last learned token of a record is dropped (it would only cost time).
 // A record that is longer than max_seq_length loses its end, and is skipped if nothing learned is
 // left. Errors: what the encoder says, with file and line; no example left; a max_seq_length below
 // 2. `path` is for messages.

@@ -22,18 +22,18 @@ Tokens encode_text(std::string_view text, bool parse_special) {
   return tokens;
 }
 
-Result<EncodedText> encode_chat(const std::vector<Message>& messages) {
-  EncodedText encoded;
+Result<EncodedChat> encode_chat(const std::vector<Message>& messages) {
+  EncodedChat encoded;
   for (const Message& m : messages) {
     if (m.content == "bad") return fail("the template refuses this");
     const bool answer = m.role == "assistant";
-    encoded.tokens.push_back(kTurn);
+    encoded.ids.push_back(kTurn);
     encoded.learned.push_back(0);
     for (const char c : m.content) {
-      encoded.tokens.push_back(c);
+      encoded.ids.push_back(c);
       encoded.learned.push_back(answer);
     }
-    encoded.tokens.push_back(kEos);
+    encoded.ids.push_back(kEos);
     encoded.learned.push_back(answer);
   }
   return encoded;
@@ -83,6 +83,17 @@ TEST(Examples, AnswersAloneAreLearned) {
   EXPECT_EQ(examples->report.tokens, 13u);
   EXPECT_EQ(examples->report.learned_tokens, 4u);
   EXPECT_TRUE(examples->report.warnings({}).empty());
+}
+
+// Catches: time spent on tokens that nobody learns from, and a record that counts as too long
+// because of them.
+TEST(Examples, WhatFollowsTheLastAnswerIsDropped) {
+  Record record = chat("ab", "c");
+  record.messages.push_back({"user", "more"});
+  const auto examples = make_examples("d", {{record}, false}, encoder(), {.max_seq_length = 7});
+  ASSERT_TRUE(examples);
+  EXPECT_EQ(tokens_of(*examples, 0), (Tokens{kTurn, 'a', 'b', kEos, kTurn, 'c', kEos}));
+  EXPECT_EQ(examples->report.truncated, 0u);
 }
 
 // Catches: a first token that is learned although nothing predicts it.

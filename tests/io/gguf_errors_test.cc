@@ -106,6 +106,18 @@ TEST_F(GgufErrors, Values) {
          {"key \"k\"", "a bool of the array is 255", kAgain});
 }
 
+// The last thing in the file lacks one byte: nothing behind it would fail in its place.
+TEST_F(GgufErrors, OneByteMissing) {
+  expect(with_entry().text("k").u32(8).u64(5).data(4),
+         {"key \"k\" (byte 37)", "5 bytes are needed here and 4 are left", kAgain});
+  expect(with_entry().text("k").u32(10).data(7),
+         {"key \"k\" (byte 37)", "8 bytes are needed here and 7 are left", kAgain});
+  expect(with_entry().text("k").u32(9).u32(0).u64(5).data(4),
+         {"key \"k\" (byte 41)", "5 elements of type u8", "the 4 bytes that follow", kAgain});
+  expect(with_entry().text("k").u32(9).u32(8).u64(1).u64(5).data(4),
+         {"key \"k\" (byte 49)", "5 bytes are needed here and 4 are left", kAgain});
+}
+
 TEST_F(GgufErrors, Alignment) {
   for (const std::uint32_t alignment : {0u, 1u, 4u, 24u, 33u, 0xffffffffu})
     expect(with_entry().text("general.alignment").u32(4).u32(alignment),

@@ -6,7 +6,7 @@
 Every MODEL is compared on the whole text file and on 10,000 generated strings, with and without
 control tokens recognised; on MODEL.gguf.inp and .out where they lie beside it (llama.cpp's
 vocabularies have them: models/ggml-vocab-*.gguf in the source package of llama-cpp-python); and on
-conversations where it has a chat template that text_check renders. Needs gguf, tokenizers, jinja2."""
+conversations where it has a chat template. Needs gguf, tokenizers, jinja2."""
 
 import argparse
 import json
@@ -50,7 +50,8 @@ def compare(label, tokenizer, program, path, cases, covered):
         if answer["ids"] != expected or not back:
             wrong += 1
             if wrong <= 3:
-                at = next((i for i, (a, b) in enumerate(zip(answer["ids"], expected)) if a != b), -1)
+                pairs = enumerate(zip(answer["ids"], expected))
+                at = next((i for i, (a, b) in pairs if a != b), -1)
                 print(f"  {text[:200]!a} parse={parse}: differs at token {at}:",
                       answer["ids"][max(at - 2, 0):at + 6], expected[max(at - 2, 0):at + 6],
                       "decoded back" if back else f"decoded as {answer['decoded'][:200]!a}")
@@ -87,7 +88,7 @@ def check(path, arguments):
     print(f"{os.path.basename(path)} ({pre})")
     tokenizer = oracle.build(pre, tokens, types, merges)
     special = [token for token, kind in zip(tokens, types) if kind != oracle.NORMAL]
-    stand_ins = {character: byte for byte, character in enumerate_bytes()}
+    stand_ins = {character: byte for byte, character in oracle.stand_ins()}
     have = {stand_ins[t] for t in tokens if t in stand_ins}
     covered = lambda text: all(byte in have for byte in text.encode())
     wrong = 0
@@ -97,6 +98,7 @@ def check(path, arguments):
                          [(text, True), (text, False)], covered)
     cases = [(text, index % 2 == 0) for index, text in
              enumerate(oracle.strings(arguments.count, special, arguments.seed))]
+    cases += [(text, True) for text in oracle.long_words(arguments.seed)]
     wrong += compare("generated", tokenizer, arguments.program, path, cases, covered)
     if os.path.exists(path + ".inp"):
         texts = open(path + ".inp", encoding="utf-8", newline="").read()
@@ -111,17 +113,6 @@ def check(path, arguments):
     if template:
         wrong += chat(tokenizer, arguments.program, path, template)
     return wrong
-
-
-def enumerate_bytes():
-    """(byte, the character that stands for it in byte-level vocabularies)."""
-    spare = 0x100
-    for byte in range(256):
-        if 0x21 <= byte <= 0x7e or 0xa1 <= byte <= 0xff and byte != 0xad:
-            yield byte, chr(byte)
-        else:
-            yield byte, chr(spare)
-            spare += 1
 
 
 def main():

@@ -47,7 +47,8 @@ def build(name, tokens, types, merges):
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             added = special(kind)
             added.content = token
-            (tokenizer.add_tokens if kind == USER_DEFINED else tokenizer.add_special_tokens)([added])
+            add = tokenizer.add_tokens if kind == USER_DEFINED else tokenizer.add_special_tokens
+            add([added])
     return tokenizer
 
 
@@ -60,12 +61,30 @@ def read(path):
             template.contents() if template else None)
 
 
-WORDS = ("the of and Robert Boulter didn't we'll I'VE they're it's O'Neill 'tis 'S 'LL 'ſ x'ſ "
-         "naïve Straße ÉCOLE ελληνικά Москва かな が 漢字 한국어 नमस्ते العربية עברית ไทย 👍🏽 👨‍👩‍👧 🇩🇪 "
-         "http://a.b/c?d=e&f foo_bar() != == -> /* */ ... -- — … “quoted” $3.50 €99 100% C++20 "
-         "1234567 3.14159 2023-10-05 ١٢٣ ² ½ Ⅷ ①").split(" ")
+WORDS = ("the of and Robert Boulter didn't we'll I'VE they're it's O'Neill 'tis 'S 'LL '\u017f "
+         "x'\u017f na\u00efve Stra\u00dfe \u00c9COLE "
+         "\u03b5\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac "
+         "\u041c\u043e\u0441\u043a\u0432\u0430 \u304b\u306a \u304c \u6f22\u5b57 "
+         "\ud55c\uad6d\uc5b4 \u0928\u092e\u0938\u094d\u0924\u0947 "
+         "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea "
+         "\u0e44\u0e17\u0e22 \U0001f44d\U0001f3fd \U0001f468\u200d\U0001f469\u200d\U0001f467 "
+         "\U0001f1e9\U0001f1ea http://a.b/c?d=e&f foo_bar() != == -> /* */ ... -- \u2014 "
+         "\u2026 \u201cquoted\u201d $3.50 \u20ac99 100% C++20 1234567 3.14159 2023-10-05 "
+         "\u0661\u0662\u0663 \u00b2 \u00bd \u2167 \u2460").split(" ")
 SPACES = [" ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", " \n", "\n ", "\u00a0", "\u0085", "\u2003",
-          "\u3000", "\u200b", "\u180e", "\u2028", "\x0b", "\x0c", "\x1c", "\x1f", "\x00", " \t \n  "]
+          "\u3000", "\u200b", "\u180e", "\u2028", "\x0b", "\x0c", "\x1c", "\x1f", "\x00",
+          " \t \n  "]
+
+
+def stand_ins():
+    """(byte, the character that stands for it in byte-level vocabularies)."""
+    spare = 0x100
+    for byte in range(256):
+        if 0x21 <= byte <= 0x7e or 0xa1 <= byte <= 0xff and byte != 0xad:
+            yield byte, chr(byte)
+        else:
+            yield byte, chr(spare)
+            spare += 1
 
 
 def any_character(rng):
@@ -106,3 +125,12 @@ def strings(count, special, seed):
             else:
                 parts.append(rng.choice(near))
         yield "".join(parts)
+
+
+def long_words(seed):
+    """Words of thousands of letters, where the merges take another road than in short ones."""
+    rng = random.Random(seed)
+    for alphabet in ("a", "ab", "the", "abcdefghijklmnopqrstuvwxyz", "=", " ",
+                     "\u0430\u043b\u0435"):
+        for length in (47, 48, 49, 200, 3000):
+            yield "".join(rng.choice(alphabet) for _ in range(length))

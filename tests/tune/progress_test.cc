@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -112,7 +113,7 @@ TEST(Progress, Durations) {
   EXPECT_EQ(format_duration(41.2), "0:42");
   EXPECT_EQ(format_duration(725.0), "12:05");
   EXPECT_EQ(format_duration(11045.0), "3:04:05");
-  for (const double odd : {-1.0, std::nan(""), INFINITY, 1e18})
+  for (const double odd : {-1.0, std::nan(""), HUGE_VAL, 1e18})
     EXPECT_EQ(format_duration(odd), "?");
 }
 

@@ -1,0 +1,40 @@
+// How the command line is put together: each command registers its options and what to do; main()
+// runs the one that was chosen, prints its error and sets the exit code.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+#include "base/result.h"
+
+namespace trimpot::cli {
+
+// Set by the callback of the chosen command; run by main() after parsing.
+using Action = std::function<Status()>;
+
+void add_bench(CLI::App& app, Action& action);
+void add_chat(CLI::App& app, Action& action);
+void add_diff(CLI::App& app, Action& action);
+void add_eval(CLI::App& app, Action& action);
+void add_fit(CLI::App& app, Action& action);
+void add_inspect(CLI::App& app, Action& action);
+void add_merge(CLI::App& app, Action& action);
+void add_run(CLI::App& app, Action& action);
+void add_tune(CLI::App& app, Action& action);
+
+// Results go to stdout, everything else to stderr. Both give an error if the write fails (a full
+// disk, a closed pipe).
+Status print(const std::string& text);  // as it is, no line end added
+void note(const std::string& line);     // a line on stderr
+
+// "98.1 MB", "1.23 GB" (powers of ten, as file managers show).
+std::string format_bytes(double bytes);
+
+// Peak resident memory of this process so far, in bytes; now: resident at the moment.
+std::size_t peak_memory();
+std::size_t resident_memory();
+// Memory that the system can still give to programs (MemAvailable), 0 if unknown.
+std::size_t available_memory();
+
+}  // namespace trimpot::cli

@@ -1,0 +1,82 @@
+#include "cli/engine.h"
+
+#include <csignal>
+#include <unistd.h>
+
+#include "sys/mapped_file.h"
+#include "tune/adapter.h"
+
+namespace trimpot::cli {
+
+void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter) {
+  command.add_option("-m,--model", options.model, "GGUF model file")->required();
+  if (with_adapter)
+    command.add_option("--adapter", options.adapter,
+                       "adapter (.safetensors) made by trimpot tune for this model");
+  command.add_option("-t,--threads", options.threads, "threads (default: all cores)")
+      ->check(CLI::Range(0, 1024));
+  command
+      .add_option("--precision", options.precision,
+                  "default: int8 activations on packed weights; f32: everything in 32-bit floats, "
+                  "slower, the yardstick")
+      ->check(CLI::IsMember({"default", "f32"}))
+      ->capture_default_str();
+}
+
+void add_sampler_options(CLI::App& command, SamplerOptions& options) {
+  command.add_option("--temp", options.temperature, "temperature; 0 is greedy")
+      ->check(CLI::Range(0.0f, 100.0f))->capture_default_str();
+  command.add_option("--top-k", options.top_k, "only the k most likely tokens; 0: all")
+      ->check(CLI::NonNegativeNumber)->capture_default_str();
+  command.add_option("--top-p", options.top_p, "the fewest tokens that reach this probability")
+      ->check(CLI::Range(0.0f, 1.0f))->capture_default_str();
+  command.add_option("--min-p", options.min_p, "tokens at least this likely, relative to the best")
+      ->check(CLI::Range(0.0f, 1.0f))->capture_default_str();
+  command.add_option("-s,--seed", options.seed, "random seed")->capture_default_str();
+}
+
+Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options) {
+  TRIMPOT_TRY(const Kernels* kernels, select_kernels());
+  TRIMPOT_TRY(gguf::File file, gguf::File::open(options.model));
+  const Precision precision =
+      options.precision == "f32" ? Precision::kF32 : Precision::kDefault;
+  const int threads = options.threads > 0 ? options.threads : default_thread_count();
+  auto engine = std::make_unique<Engine>(std::move(file), *kernels, precision, threads);
+  TRIMPOT_TRY(engine->model, load_model(engine->file, engine->compute.team));
+  TRIMPOT_TRY(Tokenizer tokenizer, Tokenizer::from_gguf(engine->file));
+  if (tokenizer.vocabulary_size() > static_cast<std::size_t>(engine->model->config.vocabulary))
+    return fail("{}: the tokenizer has {} tokens, the embedding only {}", options.model,
+                tokenizer.vocabulary_size(), engine->model->config.vocabulary);
+  engine->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
+  if (!options.adapter.empty())
+    TRIMPOT_TRY_VOID(apply_adapter(options.adapter, engine->file, *engine->model));
+  return engine;
+}
+
+Result<std::string> read_text_file(const std::string& path) {
+  TRIMPOT_TRY(const MappedFile file, MappedFile::open(path));
+  return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+}
+
+namespace {
+
+volatile std::sig_atomic_t interrupt_flag = 0;
+
+void on_signal(int signal) {
+  if (interrupt_flag != 0) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  }
+  interrupt_flag = 1;
+}
+
+}  // namespace
+
+void watch_interrupts() {
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+}
+bool interrupted() { return interrupt_flag != 0; }
+void clear_interrupt() { interrupt_flag = 0; }
+
+}  // namespace trimpot::cli

@@ -1,0 +1,46 @@
+// A model with all that is needed to run it, as several commands load it.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cli/command.h"
+#include "io/gguf/gguf.h"
+#include "kernels/ops.h"
+#include "model/sampler.h"
+#include "model/weights.h"
+#include "text/tokenizer.h"
+
+namespace trimpot::cli {
+
+struct ModelOptions {
+  std::string model;
+  std::string adapter;
+  std::string precision = "default";
+  int threads = 0;  // 0: the cores this process may use
+};
+
+void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter = true);
+void add_sampler_options(CLI::App& command, SamplerOptions& options);
+
+struct Engine {
+  Engine(gguf::File file, const Kernels& kernels, Precision precision, int threads)
+      : file(std::move(file)), compute(kernels, precision, threads) {}
+  gguf::File file;
+  Compute compute;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+
+// Errors: whatever opening, checking and packing the file says; an adapter that does not belong.
+Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options);
+
+// The whole of a file. Errors: not found, not readable.
+Result<std::string> read_text_file(const std::string& path);
+
+// Ctrl-C (and termination) sets a flag; a second one ends the program as usual.
+void watch_interrupts();
+bool interrupted();
+void clear_interrupt();
+
+}  // namespace trimpot::cli

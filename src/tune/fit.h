@@ -1,0 +1,74 @@
+// How much memory a tuning run takes, computed from shapes before anything is allocated, and
+// whether this machine has it. Follows the allocations of model/, kernels/ and tune/ one by one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/gguf/gguf.h"
+#include "kernels/ops.h"
+#include "tune/scales.h"
+
+namespace trimpot {
+
+// A linear layer of a file whose scales can be tuned: quantized, and of one of the kinds of
+// kLinearKinds. Found by names alone, so it works for files that this program cannot run.
+struct TunableLinear {
+  std::string name;    // of the tensor in the file
+  std::string module;  // as in kLinearKinds
+  std::int64_t rows = 0, groups = 0;
+  bool has_offsets = false;
+};
+// `modules`: only these; empty: all.
+std::vector<TunableLinear> tunable_linears(const gguf::File& file,
+                                           const std::vector<std::string>& modules);
+
+// What a method learns of a file, and how large its adapter is.
+struct TuningSize {
+  ScaleCounts counts;
+  std::size_t tensors = 0;        // of the adapter
+  std::size_t adapter_bytes = 0;  // its f16 values, always one per group
+};
+TuningSize tuning_size(const std::vector<TunableLinear>& linears, ScaleMethod method,
+                       ScaleGranularity granularity);
+
+struct FitOptions {
+  ScaleMethod method = ScaleMethod::kScales;
+  ScaleGranularity granularity = ScaleGranularity::kGroup;
+  std::vector<std::string> target_modules;  // empty: all
+  std::int64_t max_seq_length = 512;
+  std::int64_t sequences_per_step = 8;  // batch size times gradient accumulation
+  Precision precision = Precision::kDefault;
+  int threads = 1;
+  std::size_t data_bytes = 0;  // size of the training file, 0: unknown
+  // What the run may use; 0: what this machine has (free_memory()).
+  std::size_t available = 0;
+};
+
+struct FitItem {
+  std::string name;
+  std::size_t bytes;
+  std::string why;
+};
+
+struct FitReport {
+  std::vector<FitItem> items;
+  std::size_t total = 0;      // their sum
+  std::size_t available = 0;  // 0: unknown, and then it "fits"
+  bool fits = true;
+  // If it does not fit: what to do, "try --scale-granularity row (about 190 MB)".
+  std::string advice;
+};
+
+// Errors: a model that this program cannot run (file and key or tensor), nothing that the method
+// could tune, an unknown target module.
+Result<FitReport> estimate_fit(const gguf::File& file, const FitOptions& options);
+
+// Memory that a program may still take: MemAvailable of /proc/meminfo, or what is left of its
+// control group's limit (either version), whichever is less. 0 if nothing can be found out.
+// `root` is put before the paths (tests).
+std::size_t free_memory(const std::string& root = "");
+
+}  // namespace trimpot

@@ -1,0 +1,260 @@
+#include "tune/scales.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace trimpot {
+namespace {
+
+bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
+
+// One zero-point step against one relative scale step. A step of 5e-3 on the scales then moves
+// zero-points by 0.03 codes, a tenth of the rounding error's spread.
+constexpr double kZeroRateFactor = 6.0;
+
+// What the method keeps of one linear layer.
+struct Target {
+  std::size_t linear = 0;
+  Matrix* matrix = nullptr;
+  bool scales = false;  // learns them
+  bool zeros = false;
+  std::size_t scale_begin = 0;  // in the parameter arrays
+  std::size_t zero_begin = 0;
+  AlignedBuffer<f16> base_scales, base_offsets;  // packed order
+};
+
+class ScaleTuning final : public TuningMethod {
+ public:
+  ScaleTuning(std::vector<Target> targets, ScaleGranularity granularity)
+      : targets_(std::move(targets)), granularity_(granularity) {
+    std::size_t count = 0, linears = 0;
+    for (Target& target : targets_) {
+      const std::string name = linear_tensor_name(target.linear);
+      const std::size_t size = parameter_size(*target.matrix);
+      if (target.scales) {
+        parameters_.list.push_back({name + ".scale", target.linear, count, size, 1.0});
+        target.scale_begin = count;
+        count += size;
+      }
+      if (target.zeros) {
+        parameters_.list.push_back({name + ".zero", target.linear, count, size, kZeroRateFactor});
+        target.zero_begin = count;
+        count += size;
+      }
+      linears = std::max(linears, target.linear + 1);
+    }
+    parameters_.allocate(count);
+    by_linear_.assign(linears, nullptr);
+    for (Target& target : targets_) {
+      by_linear_[target.linear] = &target;
+      if (target.scales)
+        std::fill_n(parameters_.values.data() + target.scale_begin,
+                    parameter_size(*target.matrix), 1.0f);
+    }
+    sink_.wants = [this](std::size_t index) {
+      return index < by_linear_.size() && by_linear_[index] != nullptr;
+    };
+    sink_.scales = [this](std::size_t index, std::int64_t begin, std::int64_t end,
+                          const float* d_scale, const float* d_offset) {
+      accumulate(*by_linear_[index], begin, end, d_scale, d_offset);
+    };
+  }
+
+  Parameters& parameters() override { return parameters_; }
+  const GradientSink& sink() override { return sink_; }
+
+  std::size_t trainable() const override {
+    std::size_t count = 0;
+    for (const Target& target : targets_) {
+      const std::int64_t groups =
+          granularity_ == ScaleGranularity::kGroup ? target.matrix->groups() : 1;
+      count += static_cast<std::size_t>(target.matrix->rows() * groups) *
+               (target.scales + target.zeros);
+    }
+    return count;
+  }
+
+  Status commit(ThreadTeam& team) override {
+    std::atomic<std::size_t> bad{targets_.size()};
+    team.for_each(static_cast<std::int64_t>(targets_.size()), 4,
+                  [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i)
+        if (!commit_target(targets_[i])) bad = static_cast<std::size_t>(i);
+    });
+    if (bad < targets_.size())
+      return fail("{}: a tuned scale left the range of 16-bit floats; lower the learning rate",
+                  linear_tensor_name(targets_[bad].linear));
+    return {};
+  }
+
+  std::vector<AdapterTensor> adapter_tensors() const override {
+    std::vector<AdapterTensor> tensors;
+    for (const Target& target : targets_) {
+      const Matrix& matrix = *target.matrix;
+      const std::string name = linear_tensor_name(target.linear);
+      AdapterTensor scale{name + ".scale", matrix.rows(), matrix.groups(), {}};
+      AdapterTensor zero{name + ".zero", matrix.rows(), matrix.groups(), {}};
+      for (std::int64_t row = 0; row < matrix.rows(); ++row)
+        for (std::int64_t group = 0; group < matrix.groups(); ++group) {
+          const std::size_t index = matrix.scale_index(row, group);
+          if (target.scales) scale.values.push_back(matrix.scales()[index]);
+          if (target.zeros) zero.values.push_back(zero_value(target, index));
+        }
+      if (target.scales) tensors.push_back(std::move(scale));
+      if (target.zeros) tensors.push_back(std::move(zero));
+    }
+    return tensors;
+  }
+
+ private:
+  std::size_t parameter_size(const Matrix& matrix) const {
+    const MatrixView& view = matrix.view();
+    const std::int64_t groups = granularity_ == ScaleGranularity::kGroup ? view.groups : 1;
+    return static_cast<std::size_t>(view.tiles * groups * kTileRows);
+  }
+  // Index of a group's master value: groups lie as [tiles][groups][16], rows as [tiles][16].
+  std::size_t master_index(const Matrix& matrix, std::size_t index) const {
+    if (granularity_ == ScaleGranularity::kGroup) return index;
+    const std::size_t tile = index / (static_cast<std::size_t>(matrix.groups()) * kTileRows);
+    return tile * kTileRows + index % kTileRows;
+  }
+  static GroupValues base(const Target& target, std::size_t index) {
+    return {target.base_scales[index],
+            target.base_offsets.empty() ? f16{0} : target.base_offsets[index]};
+  }
+  f16 zero_value(const Target& target, std::size_t index) const {
+    const float shift =
+        parameters_.values[target.zero_begin + master_index(*target.matrix, index)];
+    return f32_to_f16(zero_point(base(target, index)) + shift);
+  }
+
+  bool commit_target(Target& target) {
+    Matrix& matrix = *target.matrix;
+    bool good = true;
+    for (std::size_t index = 0; index < matrix.scales().size(); ++index) {
+      const GroupValues old = base(target, index);
+      const std::size_t master = master_index(matrix, index);
+      const f16 scale = target.scales
+          ? f32_to_f16(f16_to_f32(old.scale) * parameters_.values[target.scale_begin + master])
+          : old.scale;
+      const GroupValues now = committed_group(
+          old, scale,
+          target.zeros ? std::optional<f16>(zero_value(target, index)) : std::nullopt);
+      good = good && finite(now.scale) && finite(now.offset);
+      matrix.scales()[index] = now.scale;
+      if (matrix.has_offsets()) matrix.offsets()[index] = now.offset;
+    }
+    return good;
+  }
+
+  // d loss / d theta = s d_scale + m d_offset with s, m at theta = 1 (m at the current zero-point);
+  // d loss / d z = -s' d_offset.
+  void accumulate(Target& target, std::int64_t tile_begin, std::int64_t tile_end,
+                  const float* d_scale, const float* d_offset) {
+    const Matrix& matrix = *target.matrix;
+    const auto per_tile = static_cast<std::size_t>(matrix.groups()) * kTileRows;
+    for (std::size_t index = static_cast<std::size_t>(tile_begin) * per_tile;
+         index < static_cast<std::size_t>(tile_end) * per_tile; ++index) {
+      const std::size_t local = index - static_cast<std::size_t>(tile_begin) * per_tile;
+      const GroupValues old = base(target, index);
+      if ((old.scale & 0x7fffu) == 0) continue;  // frozen: nothing to multiply
+      const std::size_t master = master_index(matrix, index);
+      const float scale = f16_to_f32(old.scale);
+      const float d_m = d_offset != nullptr ? d_offset[local] : 0.0f;
+      if (target.scales) {
+        const float offset = target.zeros ? -scale * f16_to_f32(zero_value(target, index))
+                                          : f16_to_f32(old.offset);
+        parameters_.gradient[target.scale_begin + master] += scale * d_scale[local] + offset * d_m;
+      }
+      if (target.zeros)
+        parameters_.gradient[target.zero_begin + master] -=
+            f16_to_f32(matrix.scales()[index]) * d_m;
+    }
+  }
+
+  std::vector<Target> targets_;
+  std::vector<Target*> by_linear_;
+  ScaleGranularity granularity_;
+  Parameters parameters_;
+  GradientSink sink_;
+};
+
+}  // namespace
+
+GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero) {
+  if ((base.scale & 0x7fffu) == 0) return base;
+  const float new_scale = f16_to_f32(scale);
+  if (zero) return {scale, f32_to_f16(-new_scale * f16_to_f32(*zero))};
+  const float ratio = f16_to_f32(base.offset) / f16_to_f32(base.scale);
+  return {scale, f32_to_f16(new_scale * ratio)};
+}
+
+float zero_point(GroupValues base) {
+  if ((base.scale & 0x7fffu) == 0) return 0.0f;
+  return -f16_to_f32(base.offset) / f16_to_f32(base.scale);
+}
+
+bool learns_zeros(ScaleMethod method, const Matrix& matrix) {
+  return method != ScaleMethod::kScales && matrix.has_offsets();
+}
+
+ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod method,
+                         ScaleGranularity granularity) {
+  ScaleCounts counts;
+  for (const QuantizedShape& shape : shapes) {
+    const std::size_t kinds = (method != ScaleMethod::kZeros) +
+                              (method != ScaleMethod::kScales && shape.has_offsets);
+    const std::int64_t groups = granularity == ScaleGranularity::kGroup ? shape.groups : 1;
+    const std::int64_t padded = (shape.rows + kTileRows - 1) / kTileRows * kTileRows;
+    counts.trainable += kinds * static_cast<std::size_t>(shape.rows * groups);
+    counts.padded += kinds * static_cast<std::size_t>(padded * groups);
+    if (kinds > 0)
+      counts.base_values +=
+          static_cast<std::size_t>(padded * shape.groups) * (shape.has_offsets ? 2 : 1);
+  }
+  return counts;
+}
+
+Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const ScaleOptions& options) {
+  for (const std::string& module : options.target_modules)
+    if (std::none_of(kLinearKinds.begin(), kLinearKinds.end(),
+                     [&](const LinearKind& kind) { return kind.module == module; }))
+      return fail("target module \"{}\" matches nothing; this model has q_proj, k_proj, v_proj, "
+                  "o_proj, gate_proj, up_proj, down_proj", module);
+  std::vector<Target> targets;
+  bool any_quantized = false;
+  for (std::size_t index = 0; index < model.linear_count(); ++index) {
+    const LinearKind& kind = kLinearKinds[index % kLinearKinds.size()];
+    if (!options.target_modules.empty() &&
+        std::find(options.target_modules.begin(), options.target_modules.end(), kind.module) ==
+            options.target_modules.end())
+      continue;
+    Matrix& matrix = model.linear(index);
+    if (!matrix.quantized()) continue;
+    any_quantized = true;
+    Target target;
+    target.linear = index;
+    target.matrix = &matrix;
+    target.scales = options.method != ScaleMethod::kZeros;
+    target.zeros = learns_zeros(options.method, matrix);
+    if (!target.scales && !target.zeros) continue;
+    target.base_scales.resize(matrix.scales().size());
+    std::copy(matrix.scales().begin(), matrix.scales().end(), target.base_scales.data());
+    target.base_offsets.resize(matrix.offsets().size());
+    std::copy(matrix.offsets().begin(), matrix.offsets().end(), target.base_offsets.data());
+    targets.push_back(std::move(target));
+  }
+  if (!any_quantized)
+    return fail("no linear layer of this model is quantized, so there are no scales to tune; "
+                "quantize it to Q4_1, Q5_1, Q4_0, Q5_0 or Q8_0 first");
+  const bool any_zeros =
+      std::any_of(targets.begin(), targets.end(), [](const Target& t) { return t.zeros; });
+  if (options.method != ScaleMethod::kScales && !any_zeros)
+    return fail("the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "
+                "Q5_0: 16, Q8_0: 0) and cannot be tuned; use --method peqa, or a file in Q4_1 or "
+                "Q5_1");
+  return std::make_unique<ScaleTuning>(std::move(targets), options.granularity);
+}
+
+}  // namespace trimpot

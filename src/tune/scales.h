@@ -1,0 +1,62 @@
+// PEQA: the integer codes are frozen, the scales of their groups are learned (and, in the variants,
+// the zero-points). With w = s (q - z):
+//   peqa        learns s at fixed z: in formats with offsets, m = -s z moves with s
+//   peqa-zero   learns z at fixed s: only m moves
+//   peqa-both   learns both
+// Scales differ in size by orders of magnitude and Adam's steps do not know it. So the master value
+// of a scale is the factor theta on its value in the file (1 at the start), and one learning rate
+// fits every group; the master of a zero-point is its shift in codes (0 at the start).
+//
+// What is committed follows from the rounded values and the base file alone, so that an adapter
+// with these values gives the same bits as the tuned file:
+//   s' = f16(s theta),  z' = f16(z + shift),  m' = f16(s' (m / s))   or   f16(-s' z')
+// Groups whose scale is zero stay as they are.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "tune/parameters.h"
+
+namespace trimpot {
+
+enum class ScaleMethod { kScales, kZeros, kBoth };
+enum class ScaleGranularity { kGroup, kRow };  // kRow: one factor for all groups of an output row
+
+struct ScaleOptions {
+  ScaleMethod method = ScaleMethod::kScales;
+  ScaleGranularity granularity = ScaleGranularity::kGroup;
+  std::vector<std::string> target_modules;  // of kLinearKinds; empty: all
+};
+
+// Errors: no quantized linear layer, none with offsets for peqa-zero or peqa-both, a target module
+// that does not exist.
+Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const ScaleOptions& options);
+
+// Whether this linear layer's offsets change under the method.
+bool learns_zeros(ScaleMethod method, const Matrix& matrix);
+
+// The number of learned values and the bytes of the optimizer's arrays, without a model in memory.
+struct ScaleCounts {
+  std::size_t trainable = 0;
+  std::size_t padded = 0;       // array elements
+  std::size_t base_values = 0;  // f16 values of the base that are kept
+};
+struct QuantizedShape {
+  std::int64_t rows, groups;
+  bool has_offsets;
+};
+ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod method,
+                         ScaleGranularity granularity);
+
+// The rule above for one group. `zero` is the learned z', if zero-points are learned.
+struct GroupValues {
+  f16 scale;
+  f16 offset;  // unused where the format has none
+};
+GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero);
+// z of a group with offsets, -m / s in f32; 0 where the scale is zero.
+float zero_point(GroupValues base);
+
+}  // namespace trimpot
