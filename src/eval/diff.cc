@@ -177,9 +177,8 @@ std::optional<MetadataDifference> compare(const std::string& key, const gguf::Va
   if (a.type == b.type && a.type != gguf::ValueType::kArray) {
     // Numbers by their bits: NaN equals itself, and -0 is not 0.
     const auto *x = std::get_if<double>(&a.scalar), *y = std::get_if<double>(&b.scalar);
-    const bool equal =
-        x && y ? std::bit_cast<std::uint64_t>(*x) == std::bit_cast<std::uint64_t>(*y)
-               : a.scalar == b.scalar;
+    const bool equal = x && y ? std::bit_cast<std::uint64_t>(*x) == std::bit_cast<std::uint64_t>(*y)
+                              : a.scalar == b.scalar;
     if (equal) return std::nullopt;
     std::string shown_a = show(a.scalar), shown_b = show(b.scalar);
     if (shown_a == shown_b) {  // long texts that differ behind what is shown
@@ -193,19 +192,19 @@ std::optional<MetadataDifference> compare(const std::string& key, const gguf::Va
   if (a.element_type == gguf::ValueType::kString) {
     for (std::size_t i = 0; i < a.strings.size(); ++i)
       if (a.strings[i] != b.strings[i])
-        return MetadataDifference{key,
-                                  fmt::format("{}; element {} is {}", size_of(a), i,
-                                              shorten(a.strings[i])),
-                                  fmt::format("element {} is {}", i, shorten(b.strings[i]))};
+        return MetadataDifference{
+            key, fmt::format("{}; element {} is {}", size_of(a), i, shorten(a.strings[i])),
+            fmt::format("element {} is {}", i, shorten(b.strings[i]))};
     return std::nullopt;
   }
   if (same(a.raw, b.raw)) return std::nullopt;
   const std::size_t width = a.raw.size() / a.count;
   const std::size_t first =
-      static_cast<std::size_t>(
-          std::mismatch(a.raw.begin(), a.raw.end(), b.raw.begin()).first - a.raw.begin()) /
+      static_cast<std::size_t>(std::mismatch(a.raw.begin(), a.raw.end(), b.raw.begin()).first -
+                               a.raw.begin()) /
       width;
-  return MetadataDifference{key, size_of(a), fmt::format("other numbers from element {} on", first)};
+  return MetadataDifference{key, size_of(a),
+                            fmt::format("other numbers from element {} on", first)};
 }
 
 void compare_metadata(const gguf::File& a, const gguf::File& b, FileDifference& out) {
@@ -226,8 +225,7 @@ void compare_metadata(const gguf::File& a, const gguf::File& b, FileDifference& 
 }
 
 std::string form(const gguf::TensorInfo& tensor) {
-  return fmt::format("{} [{}]", element_type_info(tensor.type).name,
-                     fmt::join(tensor.shape, ", "));
+  return fmt::format("{} [{}]", element_type_info(tensor.type).name, fmt::join(tensor.shape, ", "));
 }
 
 }  // namespace
@@ -249,8 +247,7 @@ FileDifference diff_files(const gguf::File& a, const gguf::File& b) {
   // A file without tensors may end before its data would begin.
   out.a_header_bytes = std::min(a.data_offset(), a.file_bytes());
   out.b_header_bytes = std::min(b.data_offset(), b.file_bytes());
-  out.same_header =
-      same(a.bytes().first(out.a_header_bytes), b.bytes().first(out.b_header_bytes));
+  out.same_header = same(a.bytes().first(out.a_header_bytes), b.bytes().first(out.b_header_bytes));
   if (!out.same_header) compare_metadata(a, b, out);
 
   for (const gguf::TensorInfo& tensor : a.tensors()) {
@@ -298,7 +295,12 @@ std::string summarize(const FileDifference& d) {
   std::vector<std::string_view> differ, agree;
   if (d.scale_bytes > 0) differ.push_back("scales");
   if (d.offset_bytes > 0) differ.push_back("offsets");
-  (d.code_bytes > 0 ? differ : agree).push_back("codes");
+  const bool same_set = d.forms.empty() && d.only_in_a.empty() && d.only_in_b.empty();
+  if (d.code_bytes > 0) {
+    differ.push_back("codes");
+  } else if (same_set) {
+    agree.push_back("codes");
+  }
   if (d.dense_bytes > 0) differ.push_back("dense tensors");
   if (d.padding_bytes > 0) differ.push_back("bytes between tensors");
   (d.same_header ? agree : differ).push_back("header");
@@ -311,7 +313,7 @@ std::string summarize(const FileDifference& d) {
   if (!d.tensors.empty())
     text += fmt::format(": {} of {} tensors", d.tensors.size(),
                         d.compared + d.forms.size() + d.only_in_a.size());
-  if (!d.forms.empty() || !d.only_in_a.empty() || !d.only_in_b.empty())
+  if (!same_set)
     text += fmt::format("; tensors of another type or shape: {}, only in A: {}, only in B: {}",
                         d.forms.size(), d.only_in_a.size(), d.only_in_b.size());
   if (!agree.empty())

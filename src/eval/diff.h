@@ -45,7 +45,7 @@ struct MetadataDifference {
 };
 
 struct FileDifference {
-  std::uint64_t a_bytes = 0, b_bytes = 0;  // sizes of the files
+  std::uint64_t a_bytes = 0, b_bytes = 0;                // sizes of the files
   std::uint64_t a_header_bytes = 0, b_header_bytes = 0;  // before the tensor data
   bool same_header = false;
   bool same_size = false;

@@ -45,7 +45,8 @@ struct Kernels {
   const char* name;
   bool bf16_backward;  // input gradients by bf16 dot products instead of f32
 
-  // Rounds tokens [begin, end) of x [tokens, columns] to int8.
+  // Rounds tokens [begin, end) of x [tokens, columns] to int8. A token with a value that is not
+  // finite gets a NaN scale.
   void (*quantize)(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
                    std::int64_t end, const Int8View& out);
 
@@ -84,7 +85,8 @@ struct Kernels {
                               std::int64_t tile_end, float* d_scale, float* d_offset,
                               float* scratch);
 
-  // y = x * weight / sqrt(mean(x^2) + eps); stores 1 / sqrt(...) in rstd if not null.
+  // y = x * weight / sqrt(mean(x^2) + eps); stores 1 / sqrt(...) in rstd if not null. NaN where x^2
+  // overflows.
   void (*rms_norm)(const float* x, const float* weight, std::int64_t columns, float eps, float* y,
                    float* rstd);
   // dx += the gradient of rms_norm's input, from dy, x, weight and the stored rstd.

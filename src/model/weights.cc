@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -31,6 +32,9 @@ Result<std::vector<float>> read_vector(const gguf::File& file, const std::string
   TRIMPOT_TRY(const Matrix packed, Matrix::pack(info->type, 1, count, file.data(*info)));
   std::vector<float> values(static_cast<std::size_t>(count));
   packed.dequantize_row(0, values.data());
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (!std::isfinite(values[i]))
+      return fail("{}: tensor {}, element {}: not a finite number", file.path(), name, i);
   return values;
 }
 
@@ -109,6 +113,10 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
   if (file.find_tensor("rope_freqs.weight") != nullptr) {
     TRIMPOT_TRY(model->rope_frequency_factors,
                 read_vector(file, "rope_freqs.weight", config.rope_dims / 2));
+    for (const float factor : model->rope_frequency_factors)
+      if (!(factor > 0.0f))
+        return fail("{}: tensor rope_freqs.weight holds {}; positive factors were expected",
+                    file.path(), factor);
     known.insert("rope_freqs.weight");
   }
   const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();

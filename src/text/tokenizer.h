@@ -7,8 +7,8 @@
 //
 // Bytes that are not UTF-8 count as symbols and are encoded byte by byte, so for a vocabulary with
 // all 256 bytes decode(encode(x)) == x for every x (up to NFC for qwen2). A byte that the
-// vocabulary lacks is dropped, as `tokenizers` does; SmolLM2's lacks 21, all control characters or
-// bytes that never occur in UTF-8.
+// vocabulary lacks is dropped, as `tokenizers` does; SmolLM2's lacks 21: six control characters,
+// the lead bytes of the unassigned planes 4 to 11, and bytes that never occur in UTF-8.
 #pragma once
 
 #include <memory>

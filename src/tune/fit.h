@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,9 +56,9 @@ struct FitItem {
 
 struct FitReport {
   std::vector<FitItem> items;
-  std::size_t total = 0;      // their sum
-  std::size_t available = 0;  // 0: unknown, and then it "fits"
-  bool fits = true;
+  std::size_t total = 0;  // their sum
+  std::size_t available = 0;
+  bool fits = true;  // also if what is available is not known; then it is 0
   // If it does not fit: what to do, "try --scale-granularity row (about 190 MB)".
   std::string advice;
 };
@@ -67,8 +68,8 @@ struct FitReport {
 Result<FitReport> estimate_fit(const gguf::File& file, const FitOptions& options);
 
 // Memory that a program may still take: MemAvailable of /proc/meminfo, or what is left of its
-// control group's limit (either version), whichever is less. 0 if nothing can be found out.
+// control group's limit (either version), whichever is less. Nothing if neither can be found out.
 // `root` is put before the paths (tests).
-std::size_t free_memory(const std::string& root = "");
+std::optional<std::size_t> free_memory(const std::string& root = "");
 
 }  // namespace trimpot

@@ -21,11 +21,16 @@ struct Coding {
 
 Coding coding(ElementType type) {
   switch (type) {
-    case ElementType::kQ4_0: return {15, 8, false};
-    case ElementType::kQ4_1: return {15, 0, true};
-    case ElementType::kQ5_0: return {31, 16, false};
-    case ElementType::kQ5_1: return {31, 0, true};
-    default: return {255, 128, false};  // Q8_0
+    case ElementType::kQ4_0:
+      return {15, 8, false};
+    case ElementType::kQ4_1:
+      return {15, 0, true};
+    case ElementType::kQ5_0:
+      return {31, 16, false};
+    case ElementType::kQ5_1:
+      return {31, 0, true};
+    default:
+      return {255, 128, false};  // Q8_0
   }
 }
 
@@ -43,10 +48,9 @@ void quantize_block(ElementType type, std::span<const float> values, std::vector
   std::uint8_t codes[32];
   for (int i = 0; i < 32; ++i) {
     const float step = f16_to_f32(scale);
-    const float code =
-        step > 0.0f ? std::nearbyint((values[i] - f16_to_f32(offset)) / step) : 0.0f;
-    codes[i] = static_cast<std::uint8_t>(
-        std::clamp(static_cast<int>(code) + c.middle, 0, c.highest));
+    const float code = step > 0.0f ? std::nearbyint((values[i] - f16_to_f32(offset)) / step) : 0.0f;
+    codes[i] =
+        static_cast<std::uint8_t>(std::clamp(static_cast<int>(code) + c.middle, 0, c.highest));
   }
   append_block(type, scale, offset, codes, out);
 }

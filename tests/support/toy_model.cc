@@ -93,15 +93,16 @@ ToyFile toy_file(const ToyOptions& o, std::string_view without) {
   const auto add_matrix = [&](std::string name, ElementType type, std::int64_t rows,
                               std::int64_t columns, float deviation) {
     RandomStream random(o.seed, file.tensors.size());
-    file.tensors.push_back(
-        {std::move(name), type,
-         {static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows)},
-         quantize_values(type, random.normals(rows * columns, deviation))});
+    file.tensors.push_back({std::move(name),
+                            type,
+                            {static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows)},
+                            quantize_values(type, random.normals(rows * columns, deviation))});
   };
   const auto add_vector = [&](std::string name, const std::vector<float>& values) {
-    file.tensors.push_back(
-        {std::move(name), ElementType::kF32, {values.size()},
-         quantize_values(ElementType::kF32, values)});
+    file.tensors.push_back({std::move(name),
+                            ElementType::kF32,
+                            {values.size()},
+                            quantize_values(ElementType::kF32, values)});
   };
   const auto add_norm = [&](std::string name) {
     std::vector<float> values = RandomStream(o.seed, file.tensors.size()).normals(o.hidden, 0.1f);
@@ -120,9 +121,9 @@ ToyFile toy_file(const ToyOptions& o, std::string_view without) {
     add_vector("rope_freqs.weight", factors);
   }
   const std::int64_t q_width = o.heads * o.head_dim, kv_width = o.kv_heads * o.head_dim;
-  const std::int64_t rows[] = {q_width,  kv_width,       kv_width,      o.hidden,
+  const std::int64_t rows[] = {q_width,        kv_width,       kv_width, o.hidden,
                                o.feed_forward, o.feed_forward, o.hidden};
-  const std::int64_t columns[] = {o.hidden, o.hidden, o.hidden, q_width,
+  const std::int64_t columns[] = {o.hidden, o.hidden, o.hidden,      q_width,
                                   o.hidden, o.hidden, o.feed_forward};
   for (std::int64_t layer = 0; layer < o.layers; ++layer) {
     const std::string prefix = "blk." + std::to_string(layer) + ".";

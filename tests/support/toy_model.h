@@ -35,7 +35,7 @@ struct ToyOptions {
   // q, k, v, o, gate, up, down; every layer the same.
   std::array<ElementType, 7> linear_types = all_linears(ElementType::kQ4_1);
   ElementType embedding = ElementType::kQ8_0;
-  std::optional<ElementType> head;  // nothing: tied to the embedding
+  std::optional<ElementType> head = std::nullopt;  // nothing: tied to the embedding
   float gain = 1.0f;                // on the deviation 1 / sqrt(columns) of the linear weights
   std::uint64_t seed = 1;
 

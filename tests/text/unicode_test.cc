@@ -30,7 +30,8 @@ TEST(Unicode, BadBytesAreOneByteEach) {
 
 TEST(Unicode, ClassesAreThoseOfTheRegexEngine) {
   const auto expect = [](CharClass kind, std::initializer_list<char32_t> points) {
-    for (const char32_t point : points) EXPECT_EQ(char_class(point), kind) << std::hex << std::uint32_t{point};
+    for (const char32_t point : points)
+      EXPECT_EQ(char_class(point), kind) << std::hex << std::uint32_t{point};
   };
   expect(CharClass::kSpace, {9, 10, 11, 12, 13, ' ', 0x85, 0xa0, 0x1680, 0x2003, 0x2028, 0x3000});
   // No white space, though some libraries say so.

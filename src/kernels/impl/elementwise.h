@@ -9,7 +9,7 @@
 
 namespace trimpot::impl {
 
-// e^x for x <= 88.7, relative error below 2 ulp; results below 2^-126 become 0. Range reduction
+// e^x for x <= 88.7 within 2 ulp (subnormal results within 2 of their steps). Range reduction
 // x = n ln 2 + r with ln 2 split in two (Cody and Waite), then a degree-6 polynomial on
 // |r| <= ln(2)/2 (coefficients of Cephes' expf).
 template <class S>
@@ -44,7 +44,9 @@ void rms_norm(const float* x, const float* weight, std::int64_t columns, float e
     const auto v = S::load_first(x + k, static_cast<int>(columns - k));
     squares = S::fma(v, v, squares);
   }
-  const float inverse = 1.0f / std::sqrt(S::sum(squares) / static_cast<float>(columns) + eps);
+  const float mean = S::sum(squares) / static_cast<float>(columns);
+  // 0 * mean: squares that overflow give NaN instead of a row of zeros, which would go unnoticed.
+  const float inverse = 1.0f / std::sqrt(mean + eps) + 0.0f * mean;
   const auto factor = S::set(inverse);
   for (k = 0; k + 16 <= columns; k += 16)
     S::store(y + k, S::mul(S::mul(S::load(x + k), factor), S::load(weight + k)));

@@ -20,6 +20,9 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
               std::int64_t end, const Int8View& out) {
   for (std::int64_t token = begin; token < end; ++token) {
     const float* row = x + token * stride;
+    // Maxima drop NaN, and a broken model would go on with finite numbers. 0 * x keeps NaN and makes
+    // one of infinities.
+    auto broken = S::zero();
     for (std::int64_t block = 0; block < out.blocks; ++block) {
       const std::int64_t left = columns - block * 32;
       const float* from = row + block * 32;
@@ -27,6 +30,7 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
       const auto high = left >= 32   ? S::load(from + 16)
                         : left <= 16 ? S::zero()
                                      : S::load_first(from + 16, static_cast<int>(left) - 16);
+      broken = S::fma(high, S::zero(), S::fma(low, S::zero(), broken));
       const float highest = S::highest(S::max(S::abs(low), S::abs(high)));
       // Below 1e-30 the reciprocal could overflow; such a block is zero for every purpose.
       const float scale = highest > 1e-30f ? highest / 127.0f : 0.0f;
@@ -44,6 +48,9 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
       out.sums[token * out.blocks + block] = sum;
       out.scaled_sums[token * out.blocks + block] = scale * static_cast<float>(sum);
     }
+    const float poison = S::sum(broken);  // 0 or NaN
+    out.scales[token * out.blocks] += poison;
+    out.scaled_sums[token * out.blocks] += poison;
   }
 }
 

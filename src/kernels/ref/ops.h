@@ -4,8 +4,8 @@
 // real functions", 1998), and every *_backward below is held to that. Comparisons look at the real
 // part only.
 //
-// Matrices are vectors, row after row; [a, b] in a comment means a rows of b. A d_ in front of a name
-// is the gradient of the loss by it. Simplicity is everything here, speed nothing.
+// Matrices are vectors, row after row; [a, b] in a comment means a rows of b. A d_ in front of a
+// name is the gradient of the loss by it. Simplicity is everything here, speed nothing.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +19,9 @@ namespace trimpot::ref {
 using Index = std::int64_t;
 
 // A weight matrix: w[n, j] = scale[n, g] * code[n, j] + offset[n, g], g = j / group_size, where
-// `codes` already are q - z for formats with a fixed zero-point z. The convention w = s (q - z) with
-// a free z is offset = -s z. A dense matrix has its elements as codes and one scale of 1 per row.
+// `codes` already are q - z for formats with a fixed zero-point z. The convention w = s (q - z)
+// with a free z is offset = -s z. A dense matrix has its elements as codes and one scale of 1 per
+// row.
 template <class T>
 struct Linear {
   Index rows = 0, columns = 0, group_size = 32;
@@ -103,16 +104,16 @@ std::vector<T> rms_norm_backward(const std::vector<T>& x, const std::vector<T>& 
     }
     const T root = std::sqrt(squares / T(columns) + T(eps));
     for (Index j = 0; j < columns; ++j)
-      d_x[at + j] = d_y[at + j] * weight[j] / root -
-                    x[at + j] * products / (T(columns) * root * root * root);
+      d_x[at + j] =
+          d_y[at + j] * weight[j] / root - x[at + j] * products / (T(columns) * root * root * root);
   }
   return d_x;
 }
 
 // Rotates the pairs (x[2i], x[2i+1]) of every head by the angle position * frequency[i]; channels
 // beyond 2 * frequencies stay. x [tokens, heads, head_dim]; the position is the token's number.
-// (Su et al.: "RoFormer", 2021, with adjacent pairs as GGUF files of architecture llama store them.)
-// A rotation is orthogonal: its gradient is the rotation back, direction -1.
+// (Su et al.: "RoFormer", 2021, with adjacent pairs as GGUF files of architecture llama store
+// them.) A rotation is orthogonal: its gradient is the rotation back, direction -1.
 template <class T>
 std::vector<T> rope(std::vector<T> x, Index heads, Index head_dim,
                     const std::vector<double>& frequencies, double direction) {
@@ -248,9 +249,9 @@ std::vector<T> add(std::vector<T> a, const std::vector<T>& b) {
 // -log softmax(logits)[label] = log sum exp logits - logits[label]
 template <class T>
 T cross_entropy(const std::vector<T>& logits, Index label) {
-  const T highest =
-      *std::max_element(logits.begin(), logits.end(),
-                        [](const T& a, const T& b) { return std::real(a) < std::real(b); });
+  const T highest = *std::max_element(logits.begin(), logits.end(), [](const T& a, const T& b) {
+    return std::real(a) < std::real(b);
+  });
   T sum{};
   for (const T& value : logits) sum += std::exp(value - highest);
   return highest + std::log(sum) - logits[label];

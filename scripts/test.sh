@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Sets up, builds and runs every test: the release build with all tests (the default model's too),
+# then the unit tests under the address and undefined-behaviour sanitizers.
+# usage: scripts/test.sh [--quick]      --quick leaves the sanitizers out
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+export TRIMPOT_MODEL=${TRIMPOT_CACHE:-$HOME/.cache/trimpot}/SmolLM2-135M-Instruct.Q4_1.gguf
+cmake --preset release >/dev/null
+cmake --build --preset release
+if [ "${1:-}" != --quick ]; then
+  cmake --preset asan >/dev/null
+  cmake --build --preset asan
+  ctest --preset asan --label-exclude model
+fi
+ctest --preset release

@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""The program on a toy model, as a user meets it: results, wrong inputs, messages, files left behind.
+
+usage: cli_test.py TRIMPOT MAKE_TOY_MODEL
+"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+TRIMPOT, MAKE_TOY_MODEL = sys.argv[1:3]
+
+
+class Cli(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder_holder = tempfile.TemporaryDirectory()
+        cls.folder = pathlib.Path(cls.folder_holder.name)
+        for name, kind in (("toy", ""), ("q4_0", "Q4_0"), ("f16", "F16"), ("other", "other-seed")):
+            subprocess.run([MAKE_TOY_MODEL, cls.folder / f"{name}.gguf", kind], check=True)
+        rows = [{"prompt": f"say {i % 7}", "completion": "yes" * (i % 3 + 1)} for i in range(40)]
+        cls.write("data.jsonl", "\n".join(json.dumps(row) for row in rows))
+        cls.write("text.txt", "a text of some length. " * 200)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder_holder.cleanup()
+
+    @classmethod
+    def write(cls, name, text):
+        path = cls.folder / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    def path(self, name):
+        return str(self.folder / name)
+
+    def trimpot(self, *args, code=0, **options):
+        done = subprocess.run([TRIMPOT, *map(str, args)], capture_output=True, cwd=self.folder,
+                              timeout=120, stdin=subprocess.DEVNULL, **options)
+        text = done.stderr.decode(errors="replace")
+        self.assertEqual(done.returncode, code, f"{args}\n{text}")
+        return done.stdout, text
+
+    def fails(self, *args, says, code=1):
+        before = set(os.listdir(self.folder))
+        _, text = self.trimpot(*args, code=code)
+        for part in [says] if isinstance(says, str) else says:
+            self.assertIn(part, text)
+        if code == 1:
+            self.assertEqual(len([line for line in text.splitlines() if line.startswith("trimpot:")]), 1)
+        self.assertEqual({name for name in set(os.listdir(self.folder)) - before
+                          if not name.endswith(".run")}, set())
+
+    def tune(self, output, *args, **options):
+        return self.trimpot("tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", output,
+                            "--max-steps", "4", "--batch-size", "4", "--json", *args, **options)
+
+    def test_tuned_file_differs_in_scales_only(self):
+        self.tune("tuned.gguf")
+        out, _ = self.trimpot("diff", "toy.gguf", "tuned.gguf", "--json")
+        diff = json.loads(out)
+        self.assertTrue(diff["same_header"] and diff["same_size"])
+        self.assertEqual(diff["code_bytes"], 0)
+        self.assertEqual(diff["dense_bytes"], 0)
+        self.assertGreater(diff["scale_bytes"], 0)
+        self.assertGreater(diff["offset_bytes"], 0)
+        self.assertTrue((self.folder / "tuned.run" / "loss.svg").read_text().startswith("<svg"))
+        lines = (self.folder / "tuned.run" / "metrics.jsonl").read_text().splitlines()
+        self.assertEqual(sum("loss" in json.loads(line) and "eval_loss" not in json.loads(line)
+                             for line in lines), 4)
+
+    def test_adapter_equals_full_file(self):
+        for method in ("peqa", "peqa-zero", "peqa-both"):
+            self.tune("full.gguf", "--method", method)
+            self.tune("part.safetensors", "--method", method)
+            self.trimpot("merge", "-m", "toy.gguf", "--adapter", "part.safetensors", "-o", "merged.gguf")
+            self.assertEqual((self.folder / "full.gguf").read_bytes(),
+                             (self.folder / "merged.gguf").read_bytes(), method)
+            full, _ = self.trimpot("eval", "ppl", "-m", "full.gguf", "-f", "text.txt", "-c", "64", "--json")
+            part, _ = self.trimpot("eval", "ppl", "-m", "toy.gguf", "--adapter", "part.safetensors", "-f",
+                                   "text.txt", "-c", "64", "--json")
+            self.assertEqual(json.loads(full)["perplexity"], json.loads(part)["perplexity"])
+        self.fails("run", "-m", "other.gguf", "--adapter", "part.safetensors", "-p", "x",
+                   says="belongs to another base")
+
+    def test_threads_do_not_change_the_result(self):
+        files = []
+        for threads in ("1", "2", "3"):
+            self.tune(f"t{threads}.gguf", "-t", threads)
+            files.append((self.folder / f"t{threads}.gguf").read_bytes())
+        self.assertTrue(files[0] == files[1] == files[2])
+
+    def test_interrupt_and_resume_give_the_same_file(self):
+        self.tune("straight.gguf", "--max-steps", "400")
+        args = [TRIMPOT, "tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", "stopped.gguf",
+                "--max-steps", "400", "--batch-size", "4", "--logging-steps", "1"]
+        process = subprocess.Popen(args, cwd=self.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        for line in process.stderr:  # a few steps in
+            if line.startswith(b"step 5/"):
+                break
+        process.send_signal(signal.SIGINT)
+        text = process.stderr.read().decode()
+        process.stderr.close()
+        self.assertEqual(process.wait(60), 0, text)
+        self.assertIn("--resume", text)
+        self.assertFalse((self.folder / "stopped.gguf").exists())
+        self.fails("tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", "stopped.gguf", "--max-steps",
+                   "400", "--batch-size", "4", "--lr", "1e-3", "--resume", says="belongs to another run")
+        self.trimpot(*args[1:], "--resume", "-t", "1")
+        self.assertEqual((self.folder / "straight.gguf").read_bytes(),
+                         (self.folder / "stopped.gguf").read_bytes())
+
+    def test_run_and_chat(self):
+        first, _ = self.trimpot("run", "-m", "toy.gguf", "-p", "hello", "-n", "12", "-s", "3", "--ignore-eos")
+        second, _ = self.trimpot("run", "-m", "toy.gguf", "-p", "hello", "-n", "12", "-s", "3", "--ignore-eos")
+        self.assertEqual(first, second)
+        self.trimpot("chat", "-m", "toy.gguf", "-p", "hello", "-n", "8")
+        greedy, _ = self.trimpot("run", "-m", "toy.gguf", "-p", "hello", "-n", "12", "--temp", "0")
+        narrow, _ = self.trimpot("run", "-m", "toy.gguf", "-p", "hello", "-n", "12", "--top-k", "1")
+        self.assertEqual(greedy, narrow)
+
+    def test_reports(self):
+        out, _ = self.trimpot("inspect", "toy.gguf", "--json")
+        json.loads(out)
+        out, _ = self.trimpot("fit", "-m", "toy.gguf", "--json")
+        json.loads(out)
+        out, _ = self.trimpot("bench", "isa")
+        self.assertIn(b"scalar", out)
+        out, _ = self.trimpot("eval", "match", "-m", "toy.gguf", "--data", "data.jsonl", "--limit", "3",
+                              "-n", "4", "--json")
+        self.assertEqual(json.loads(out)["total"], 3)
+
+    def test_forced_kernels(self):
+        environment = {**os.environ, "TRIMPOT_ISA": "scalar"}
+        self.trimpot("run", "-m", "toy.gguf", "-p", "x", "-n", "2", env=environment)
+        environment["TRIMPOT_ISA"] = "nonsense"
+        _, text = self.trimpot("run", "-m", "toy.gguf", "-p", "x", code=1, env=environment)
+        self.assertIn("TRIMPOT_ISA", text)
+
+    def test_wrong_usage_is_2(self):
+        for args in ((), ("tune",), ("nonsense",), ("run", "-m"), ("tune", "-m", "toy.gguf", "--data",
+                     "data.jsonl", "-o", "x.gguf", "--method", "magic"),
+                     ("run", "-m", "toy.gguf", "--temp", "-1")):
+            self.trimpot(*args, code=2)
+        self.trimpot("--help")
+        self.trimpot("tune", "--help")
+
+    def test_bad_models(self):
+        self.fails("run", "-m", "missing.gguf", "-p", "x", says="missing.gguf")
+        self.fails("run", "-m", self.write("text.gguf", "this is not a model at all"), "-p", "x", says="GGUF")
+        self.fails("run", "-m", self.write("empty.gguf", ""), "-p", "x", says="empty")
+        self.fails("run", "-m", ".", "-p", "x", says="regular file")
+        whole = (self.folder / "toy.gguf").read_bytes()
+        for share in (0.1, 0.5, 0.9, 0.999):
+            self.fails("run", "-m", self.write("cut.gguf", whole[:int(len(whole) * share)]), "-p", "x",
+                       says="cut.gguf")
+
+    def test_bad_data(self):
+        cases = {
+            "broken.jsonl": ('{"prompt": "a", "completion": "b"}\n{"prompt": oops}\n', ":2"),
+            "fields.jsonl": ('{"prompt": "a"}\n', ":1"),
+            "empty.jsonl": ("\n\n", "empty.jsonl"),
+            "long.jsonl": (json.dumps({"prompt": "p" * 5000, "completion": "c"}), "long.jsonl"),
+            "latin.jsonl": (b'{"prompt": "\xe9", "completion": "b"}\n', "latin.jsonl"),
+        }
+        for name, (text, says) in cases.items():
+            self.write(name, text)
+            self.fails("tune", "-m", "toy.gguf", "--data", name, "-o", "x.gguf", "--max-seq-length", "128",
+                       says=says)
+        self.fails("tune", "-m", "toy.gguf", "--data", "missing.jsonl", "-o", "x.gguf", says="missing.jsonl")
+        self.fails("eval", "match", "-m", "toy.gguf", "--data", "text.txt", says="text.txt")
+        self.fails("eval", "ppl", "-m", "toy.gguf", "-f", "broken.jsonl", says="tokens")
+
+    def test_bad_outputs_and_options(self):
+        tune = ("tune", "-m", "toy.gguf", "--data", "data.jsonl")
+        self.fails(*tune, "-o", "x.bin", says=".gguf")
+        self.fails(*tune, "-o", "toy.gguf", says="input file")
+        self.fails(*tune, "-o", "no/such/folder/x.gguf", says="no/such/folder")
+        self.fails(*tune, "-o", "x.gguf", "--lr", "0", says="learning rate")
+        self.fails(*tune, "-o", "x.gguf", "--target-modules", "nose", says="nose")
+        self.fails(*tune, "-o", "x.gguf", "--max-seq-length", "100000", says="context")
+        self.fails(*tune, "-o", "x.gguf", "--max-steps", "3", "--lr", "1e30", says="learning rate")
+        self.fails("tune", "-m", "q4_0.gguf", "--data", "data.jsonl", "-o", "x.gguf", "--method", "peqa-zero",
+                   says="fixed")
+        self.fails("tune", "-m", "f16.gguf", "--data", "data.jsonl", "-o", "x.gguf", says="quantized")
+        self.fails("run", "-m", "toy.gguf", "-p", "x", "-n", "100000", says="context")
+        self.fails("run", "-m", "toy.gguf", "--adapter", "toy.gguf", "-p", "x", says="toy.gguf")
+        if os.path.exists("/dev/full"):
+            with open("/dev/full", "wb") as full:
+                done = subprocess.run([TRIMPOT, "inspect", "toy.gguf"], stdout=full, stderr=subprocess.PIPE,
+                                      cwd=self.folder)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(b"standard output", done.stderr)
+
+    def test_time_of_start(self):
+        start = time.time()
+        self.trimpot("--version")
+        self.assertLess(time.time() - start, 5)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0]], verbosity=2)

@@ -1,0 +1,356 @@
+// The production code of the f32 path, with the kernels of every instruction set that this machine
+// has, against the scalar references in double.
+//
+// Tolerances: a sum of n rounded terms is off by at most n u sum |terms| (u = 2^-24), whatever the
+// order (Higham: "Accuracy and Stability of Numerical Algorithms", section 4.2). The references,
+// run on absolute values, give sum |terms|.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <mutex>
+
+#include "kernels/attention.h"
+#include "kernels/ops.h"
+#include "kernels/ref/ops.h"
+#include "support/compare.h"
+#include "support/random_matrix.h"
+#include "support/reference.h"
+
+namespace trimpot {
+namespace {
+
+constexpr int kThreads = 2;
+
+struct Shape {
+  std::int64_t rows, columns;
+};
+// Rows that fill no tile, one, and several; one to five chunks.
+constexpr Shape kBlockShapes[] = {{1, 32}, {5, 64}, {16, 96}, {33, 32}, {40, 160}};
+// Dense matrices may have any number of columns.
+constexpr Shape kDenseShapes[] = {{1, 1}, {7, 33}, {37, 20}, {16, 50}, {50, 64}};
+constexpr std::int64_t kTokens[] = {1, 2, 3, 5, 17, 70};
+
+std::vector<double> absolute(std::vector<double> values) {
+  for (double& value : values) value = std::fabs(value);
+  return values;
+}
+ref::Linear<double> absolute(ref::Linear<double> w) {
+  w.codes = absolute(w.codes);
+  w.scales = absolute(w.scales);
+  w.offsets = absolute(w.offsets);
+  return w;
+}
+
+Activations activations(Compute& compute, const std::vector<float>& values, std::int64_t columns) {
+  Activations x;
+  const std::int64_t tokens = static_cast<std::int64_t>(values.size()) / columns;
+  x.allocate(compute, tokens, columns);
+  std::copy(values.begin(), values.end(), x.values());
+  x.quantize(compute, tokens);
+  return x;
+}
+
+// Gradients of scales and offsets in the order of the references, [rows, groups].
+struct ScaleGradients {
+  std::vector<float> d_scales, d_offsets;
+};
+ScaleGradients collect(Compute& compute, const Matrix& weight, const Activations& x,
+                       const float* d_y, std::int64_t tokens) {
+  const std::size_t size = static_cast<std::size_t>(weight.rows() * weight.groups());
+  ScaleGradients out{std::vector<float>(size), std::vector<float>(size)};
+  std::vector<int> seen(static_cast<std::size_t>(weight.view().tiles));
+  scale_gradients(
+      compute, weight, x, d_y, tokens,
+      [&](std::int64_t begin, std::int64_t end, const float* scale, const float* offset) {
+        EXPECT_EQ(offset != nullptr, weight.has_offsets());
+        for (std::int64_t tile = begin; tile < end; ++tile) {
+          ++seen[static_cast<std::size_t>(tile)];
+          for (std::int64_t row = tile * 16; row < std::min(tile * 16 + 16, weight.rows()); ++row)
+            for (std::int64_t group = 0; group < weight.groups(); ++group) {
+              const auto to = static_cast<std::size_t>(row * weight.groups() + group);
+              const auto from = weight.scale_index(row, group) -
+                                static_cast<std::size_t>(begin * weight.groups() * 16);
+              out.d_scales[to] = scale[from];
+              if (offset != nullptr) out.d_offsets[to] = offset[from];
+            }
+        }
+      });
+  for (const int count : seen) EXPECT_EQ(count, 1);
+  return out;
+}
+
+class Production : public testing::TestWithParam<const Kernels*> {
+ protected:
+  Compute compute_{*GetParam(), Precision::kF32, kThreads};
+};
+INSTANTIATE_TEST_SUITE_P(Isas, Production, testing::ValuesIn(usable_kernels()),
+                         [](const auto& info) { return std::string(info.param->name); });
+
+void test_linear(Compute& compute, ElementType type, Shape shape, std::int64_t tokens,
+                 WorstError& used) {
+  const auto [rows, columns] = shape;
+  const std::string what = type_name(type) + " " + std::to_string(rows) + " x " +
+                           std::to_string(columns) + ", " + std::to_string(tokens) + " tokens";
+  SCOPED_TRACE(what);
+  const Matrix weight = random_matrix(type, rows, columns, 1);
+  const auto w = reference_linear<double>(weight);
+  RandomStream random(2, static_cast<std::uint64_t>(tokens));
+  const auto x = random.normals(tokens * columns), d_y = random.normals(tokens * rows);
+  const Activations in = activations(compute, x, columns);
+  const auto magnitude =
+      ref::linear_backward(absolute(w), absolute(widened(x)), absolute(widened(d_y)));
+  // The weight itself has one rounding, its product another.
+  std::vector<float> y(d_y.size());
+  linear(compute, in, tokens, std::array<LinearOutput, 1>{{{&weight, y.data()}}});
+  used.add(expect_close(y, ref::linear(w, widened(x)),
+                        ref::linear(absolute(w), absolute(widened(x))),
+                        static_cast<double>(columns) + 2, "y"));
+
+  const auto want = ref::linear_backward(w, widened(x), widened(d_y));
+  std::vector<float> d_x(x.size());
+  linear_backward(compute, std::array<LinearGradient, 1>{{{&weight, d_y.data()}}}, tokens,
+                  d_x.data());
+  used.add(expect_close(d_x, want.d_x, magnitude.d_x, static_cast<double>(rows) + 2, "d_x"));
+
+  if (!weight.quantized()) return;
+  const ScaleGradients got = collect(compute, weight, in, d_y.data(), tokens);
+  const double roundings = static_cast<double>(tokens) + 3;
+  used.add(expect_close(got.d_scales, want.d_scales, magnitude.d_scales, roundings, "d_scale"));
+  if (weight.has_offsets())
+    used.add(
+        expect_close(got.d_offsets, want.d_offsets, magnitude.d_offsets, roundings, "d_offset"));
+}
+
+// Catches: a tile, chunk or row at an edge that is dropped, doubled or read from its neighbour; a
+// zero-point of the wrong format; offsets that are left out of a gradient.
+TEST_P(Production, Linear) {
+  WorstError used("tolerance_used");
+  for (const std::int64_t tokens : kTokens) {
+    for (const ElementType type : kBlockTypes)
+      for (const Shape& shape : kBlockShapes) test_linear(compute_, type, shape, tokens, used);
+    for (const ElementType type : kDenseTypes)
+      for (const Shape& shape : kDenseShapes) test_linear(compute_, type, shape, tokens, used);
+  }
+}
+
+// More rows than backward_chunk's panel holds, so that it goes over the matrix in several blocks.
+TEST_P(Production, LinearBackwardOfManyRows) {
+  WorstError used("tolerance_used");
+  test_linear(compute_, ElementType::kQ4_1, {1601, 32}, 3, used);
+  test_linear(compute_, ElementType::kF16, {3100, 3}, 2, used);
+}
+
+// Several matrices with one input; `add` on top of what is there.
+TEST_P(Production, LinearsThatShareAnInput) {
+  const std::int64_t tokens = 9, columns = 96;
+  const Matrix a = random_matrix(ElementType::kQ4_1, 41, columns, 3);
+  const Matrix b = random_matrix(ElementType::kQ8_0, 7, columns, 4);
+  const Matrix c = random_matrix(ElementType::kF16, 20, columns, 5);
+  RandomStream random(6);
+  const auto x = random.normals(tokens * columns);
+  const Activations in = activations(compute_, x, columns);
+  std::vector<std::vector<float>> together, alone;
+  std::vector<float> d_x(x.size(), 0.5f);
+  std::vector<double> want(x.size(), 0.5), magnitude(x.size(), 0.5);
+  for (const Matrix* weight : {&a, &b, &c}) {
+    together.push_back(random.normals(tokens * weight->rows()));
+    alone.push_back(together.back());
+    linear(compute_, in, tokens, std::array<LinearOutput, 1>{{{weight, alone.back().data()}}},
+           true);
+  }
+  linear(compute_, in, tokens,
+         std::array<LinearOutput, 3>{
+             {{&a, together[0].data()}, {&b, together[1].data()}, {&c, together[2].data()}}},
+         true);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(same_bits(together[i], alone[i]));
+  linear_backward(compute_,
+                  std::array<LinearGradient, 3>{
+                      {{&a, alone[0].data()}, {&b, alone[1].data()}, {&c, alone[2].data()}}},
+                  tokens, d_x.data(), true);
+  int at = 0;
+  for (const Matrix* weight : {&a, &b, &c}) {
+    const auto w = reference_linear<double>(*weight);
+    const auto d_y = widened(alone[at++]);
+    want = ref::add(want, ref::linear_backward(w, widened(x), d_y).d_x);
+    magnitude =
+        ref::add(magnitude, ref::linear_backward(absolute(w), widened(x), absolute(d_y)).d_x);
+  }
+  expect_close(d_x, want, magnitude, 41 + 7 + 20 + 5, "d_x");
+}
+
+TEST_P(Production, RmsNorm) {
+  WorstError used("tolerance_used");
+  for (const std::int64_t columns : {1, 2, 15, 16, 17, 50, 96, 200}) {
+    const std::int64_t tokens = 19;
+    const float eps = 1e-5f;
+    RandomStream random(7, static_cast<std::uint64_t>(columns));
+    const auto x = random.normals(tokens * columns), weight = random.normals(columns);
+    const auto d_y = random.normals(tokens * columns),
+               d_x_before = random.normals(tokens * columns);
+    std::vector<float> y(x.size()), rstd(static_cast<std::size_t>(tokens)), d_x = d_x_before;
+    rms_norm(compute_, x.data(), weight.data(), tokens, columns, eps, y.data(), rstd.data());
+    const double n = static_cast<double>(columns);
+    const auto want = ref::rms_norm(widened(x), widened(weight), eps);
+    // The sum of squares has positive terms only: n roundings, halved by the root.
+    used.add(expect_close(y, want, want, n + 6, "y"));
+    rms_norm_backward(compute_, d_y.data(), x.data(), weight.data(), rstd.data(), tokens, columns,
+                      d_x.data());
+    const auto change = ref::rms_norm_backward(widened(x), widened(weight), eps, widened(d_y));
+    std::vector<double> magnitude(x.size());
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      double squares = 0, products = 0;
+      for (std::int64_t j = t * columns; j < (t + 1) * columns; ++j) {
+        squares += double{x[j]} * x[j];
+        products += std::fabs(double{d_y[j]} * weight[j - t * columns] * x[j]);
+      }
+      const double r = 1 / std::sqrt(squares / n + eps);
+      for (std::int64_t j = t * columns; j < (t + 1) * columns; ++j)
+        magnitude[j] = std::fabs(d_y[j] * weight[j - t * columns]) * r +
+                       std::fabs(x[j]) * products / n * r * r * r + std::fabs(d_x_before[j]);
+    }
+    used.add(
+        expect_close(d_x, ref::add(widened(d_x_before), change), magnitude, 3 * n + 20, "d_x"));
+  }
+}
+
+// The exponential is off by 2 ulp, a sigmoid by about 4; 1 + gate (1 - s) may cancel, so its terms
+// are the measure.
+TEST_P(Production, Swiglu) {
+  WorstError used("tolerance_used");
+  for (const std::int64_t columns : {1, 15, 16, 40}) {
+    const std::int64_t tokens = 35;
+    RandomStream random(8, static_cast<std::uint64_t>(columns));
+    auto gate = random.normals(tokens * columns, 4.0f), up = random.normals(tokens * columns);
+    const auto d_out = random.normals(tokens * columns);
+    gate[0] = -80.0f;
+    gate.back() = 60.0f;
+    std::vector<float> out(gate.size());
+    swiglu(compute_, gate.data(), up.data(), tokens, columns, out.data());
+    const auto want = ref::swiglu(widened(gate), widened(up));
+    used.add(expect_close(out, want, want, 12, "out"));
+    const auto g = ref::swiglu_backward(widened(gate), widened(up), widened(d_out));
+    std::vector<double> magnitude(gate.size());
+    for (std::size_t i = 0; i < gate.size(); ++i)
+      magnitude[i] = double{d_out[i]} * up[i] * ref::sigmoid(double{gate[i]}) *
+                     (1 + std::fabs(double{gate[i]}));
+    swiglu_backward(compute_, d_out.data(), tokens, columns, gate.data(), up.data());
+    used.add(expect_close(gate, g.d_gate, magnitude, 12, "d_gate"));
+    used.add(expect_close(up, g.d_up, g.d_up, 12, "d_up"));
+  }
+}
+
+// Attention over several segments, and the largest sums of absolute terms of its results.
+struct AttentionCase {
+  ref::Heads heads;
+  std::vector<std::int64_t> lengths;
+};
+
+struct AttentionMagnitudes {
+  std::vector<double> out, d_q, d_k, d_v;
+  double score = 0;  // largest sum |q k| / sqrt(d) over channels
+};
+
+AttentionMagnitudes magnitudes(const ref::Heads& h, const std::vector<double>& q,
+                               const std::vector<double>& k, const std::vector<double>& v,
+                               const std::vector<double>& d_out) {
+  AttentionMagnitudes m{std::vector<double>(q.size()), std::vector<double>(q.size()),
+                        std::vector<double>(k.size()), std::vector<double>(k.size()), 0.0};
+  const double scale = 1 / std::sqrt(static_cast<double>(h.head_dim));
+  for (std::int64_t t = 0; t < h.tokens(q.size()); ++t)
+    for (std::int64_t head = 0; head < h.heads; ++head) {
+      const auto p = ref::attention_weights(h, q, k, t, head);
+      const std::int64_t at = h.query(t, head);
+      std::vector<double> d_p(p.size());
+      double mean = 0;
+      for (std::int64_t u = 0; u <= t; ++u) {
+        double score = 0;
+        for (std::int64_t c = 0; c < h.head_dim; ++c) {
+          score += std::fabs(q[at + c] * k[h.key(u, head) + c]) * scale;
+          d_p[u] += std::fabs(d_out[at + c] * v[h.key(u, head) + c]);
+          m.out[at + c] += p[u] * std::fabs(v[h.key(u, head) + c]);
+        }
+        m.score = std::max(m.score, score);
+        mean += p[u] * d_p[u];
+      }
+      for (std::int64_t u = 0; u <= t; ++u)
+        for (std::int64_t c = 0; c < h.head_dim; ++c) {
+          const std::int64_t key = h.key(u, head) + c;
+          const double d_score = p[u] * (d_p[u] + mean) * scale;
+          m.d_q[at + c] += d_score * std::fabs(k[key]);
+          m.d_k[key] += d_score * std::fabs(q[at + c]);
+          m.d_v[key] += p[u] * std::fabs(d_out[at + c]);
+        }
+    }
+  return m;
+}
+
+// A weight p is off by e = (head_dim + 2) u sum |q k| from its score, as much again from the sum of
+// all weights, and a few ulp of the exponential; products and sums follow.
+void test_attention(Compute& compute, const AttentionCase& test, WorstError& used) {
+  const ref::Heads& h = test.heads;
+  const AttentionShape shape{h.heads, h.kv_heads, h.head_dim};
+  std::int64_t rows = 0, longest = 0;
+  for (const std::int64_t length : test.lengths) {
+    rows += length;
+    longest = std::max(longest, length);
+  }
+  RandomStream random(9, static_cast<std::uint64_t>(rows));
+  auto q = random.normals(rows * shape.q_width()), k = random.normals(rows * shape.kv_width());
+  auto v = random.normals(rows * shape.kv_width());
+  const auto d_out = random.normals(rows * shape.q_width());
+  std::vector<KeyValues> caches(test.lengths.size());
+  std::vector<Segment> segments;
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < caches.size(); ++i) {
+    caches[i].allocate(compute, shape, test.lengths[i]);
+    caches[i].store(compute, shape, 0, test.lengths[i], k.data() + first * shape.kv_width(),
+                    v.data() + first * shape.kv_width());
+    segments.push_back({first, test.lengths[i], 0, &caches[i]});
+    first += test.lengths[i];
+  }
+  std::vector<float> out(q.size()), lse(static_cast<std::size_t>(rows * h.heads));
+  std::vector<float> d_q(q.size()), d_k(k.size()), d_v(v.size());
+  attention(compute, shape, segments, q.data(), out.data(), lse.data());
+  attention_backward(compute, shape, segments, rows,
+                     {q.data(), k.data(), v.data(), out.data(), lse.data(), d_out.data(),
+                      d_q.data(), d_k.data(), d_v.data()});
+  for (const Segment& segment : segments) {
+    const auto part = [&](const std::vector<float>& values, std::int64_t width) {
+      return std::span(values).subspan(segment.row * width, segment.count * width);
+    };
+    const auto wide = [&](const std::vector<float>& values, std::int64_t width) {
+      return widened(part(values, width));
+    };
+    const std::int64_t width = shape.q_width(), kv_width = shape.kv_width();
+    const auto rq = wide(q, width), rk = wide(k, kv_width), rv = wide(v, kv_width);
+    const auto rd = wide(d_out, width);
+    const auto want = ref::attention(h, rq, rk, rv);
+    const auto g = ref::attention_backward(h, rq, rk, rv, rd);
+    const auto m = magnitudes(h, rq, rk, rv, rd);
+    const double dim = static_cast<double>(h.head_dim), n = static_cast<double>(segment.count);
+    const double weights = 2 * (dim + 2) * m.score + n + 8;
+    used.add(expect_close(part(out, width), want, m.out, weights + n + 2, "out"));
+    const double back = 2 * weights + 2 * n + 2 * dim + 16;
+    const double shared = static_cast<double>(h.heads / h.kv_heads);
+    used.add(expect_close(part(d_q, width), g.d_q, m.d_q, back, "d_q"));
+    used.add(expect_close(part(d_k, kv_width), g.d_k, m.d_k, back + shared, "d_k"));
+    used.add(expect_close(part(d_v, kv_width), g.d_v, m.d_v, back + shared, "d_v"));
+  }
+}
+
+// Catches: keys that leak over from the neighbour, a causal mask off by one, heads that read
+// another group's keys, blocks of queries (16 forward, 64 backward) that do not meet.
+TEST_P(Production, Attention) {
+  WorstError used("tolerance_used");
+  const std::vector<std::vector<std::int64_t>> batches{{1}, {70}, {2, 1, 17, 64, 3}, {16, 65, 15}};
+  for (const ref::Heads& heads : {ref::Heads{3, 1, 20}, ref::Heads{12, 4, 8}, ref::Heads{2, 2, 16},
+                                  ref::Heads{3, 3, 40}, ref::Heads{9, 3, 64}, ref::Heads{1, 1, 6}})
+    for (const auto& lengths : batches) {
+      SCOPED_TRACE(testing::Message() << heads.heads << ":" << heads.kv_heads << " heads of "
+                                      << heads.head_dim << ", " << testing::PrintToString(lengths));
+      test_attention(compute_, {heads, lengths}, used);
+    }
+}
+
+}  // namespace
+}  // namespace trimpot

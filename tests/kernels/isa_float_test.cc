@@ -1,0 +1,380 @@
+// The kernels on floats: every instruction set gives the bits of the scalar one. What they compute
+// is held to the references in gradient_test.cc; here the exponential's accuracy and the choice of
+// kernels.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "kernels/kernels.h"
+#include "support/compare.h"
+#include "support/quantizers.h"
+#include "support/random.h"
+
+namespace trimpot {
+namespace {
+
+using Floats = std::vector<float>;
+
+const Kernels& scalar() { return **kernels_by_name("scalar"); }
+
+constexpr std::int64_t kCounts[] = {1, 2, 7, 15, 16, 17, 31, 32, 33, 64, 70, 100, 257};
+
+class IsaFloat : public testing::TestWithParam<const Kernels*> {
+ protected:
+  // Runs the same on this instruction set and on the scalar one and compares all that `run` gives.
+  template <class Run>
+  void expect_same(Run&& run, const std::string& what) {
+    EXPECT_TRUE(same_bits(run(*GetParam()), run(scalar()))) << what;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Isas, IsaFloat, testing::ValuesIn(usable_kernels()),
+                         [](const auto& info) { return std::string(info.param->name); });
+
+TEST_P(IsaFloat, RowOperationsGiveTheSameBits) {
+  for (const std::int64_t count : kCounts)
+    for (const float size : {1.0f, 30.0f, 1e-3f}) {
+      const std::string what = std::to_string(count);
+      RandomStream random(1, static_cast<std::uint64_t>(count));
+      const Floats a = random.normals(count, size), b = random.normals(count, size);
+      const Floats c = random.normals(count, size);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats y(a.size() + 1);
+            k.rms_norm(a.data(), b.data(), count, 1e-5f, y.data(), &y.back());
+            return y;
+          },
+          "rms_norm " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats d_x = c;
+            k.rms_norm_backward(a.data(), b.data(), c.data(), 0.7f, count, d_x.data());
+            return d_x;
+          },
+          "rms_norm_backward " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats out(a.size());
+            k.swiglu(a.data(), b.data(), count, out.data());
+            return out;
+          },
+          "swiglu " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats both = a, up = b;
+            k.swiglu_backward(c.data(), count, both.data(), up.data());
+            both.insert(both.end(), up.begin(), up.end());
+            return both;
+          },
+          "swiglu_backward " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            return Floats{k.log_sum_exp(a.data(), count), k.dot(a.data(), b.data(), count)};
+          },
+          "log_sum_exp, dot " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats out(a.size());
+            k.scale(a.data(), count, 1.0f / 3.0f, out.data());
+            k.add(b.data(), count, out.data());
+            return out;
+          },
+          "scale, add " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats d_p = b;
+            k.softmax_backward(a.data(), count, 0.3f, 0.125f, d_p.data());
+            return d_p;
+          },
+          "softmax_backward " + what);
+      const std::int64_t padded = (count + 15) / 16 * 16 + 16;
+      Floats scores = a;
+      scores.resize(static_cast<std::size_t>(padded), std::nanf(""));  // garbage behind the keys
+      expect_same(
+          [&](const Kernels& k) {
+            Floats p = scores;
+            float sum, lse;
+            k.softmax(p.data(), count, padded, 0.125f, &sum, &lse);
+            p.push_back(sum);
+            p.push_back(lse);
+            return p;
+          },
+          "softmax " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats p = scores;
+            k.softmax_again(p.data(), count, padded, 0.125f, 0.4f);
+            return p;
+          },
+          "softmax_again " + what);
+      for (const bool half : {false, true})
+        expect_same(
+            [&](const Kernels& k) {
+              Floats logits = a;
+              k.softmax_gradient(logits.data(), count, 2.0f, 0.01f, half);
+              // As bf16 only the first half is the result.
+              logits.resize(half ? logits.size() / 2 : logits.size());
+              return logits;
+            },
+            "softmax_gradient " + what);
+    }
+}
+
+// softmax() and softmax_again() see the same scores: the backward's weights are the forward's.
+TEST_P(IsaFloat, SoftmaxAgainRepeatsSoftmax) {
+  for (const std::int64_t keys : {1, 5, 16, 50}) {
+    const std::int64_t padded = (keys + 15) / 16 * 16;
+    Floats scores = RandomStream(2).normals(padded, 20.0f), again = scores;
+    float sum, lse;
+    GetParam()->softmax(scores.data(), keys, padded, 0.25f, &sum, &lse);
+    GetParam()->softmax_again(again.data(), keys, padded, 0.25f, lse);
+    double total = 0;
+    for (std::int64_t i = 0; i < padded; ++i) {
+      // lse is rounded: it is off by up to 8 units of 2^-24 relative to scores of about 20.
+      EXPECT_NEAR(again[i], scores[i] / sum, 40 * kRoundoff);
+      total += again[i];
+      EXPECT_TRUE(i < keys || again[i] == 0.0f);
+    }
+    EXPECT_NEAR(total, 1.0, 40 * kRoundoff);
+  }
+}
+
+// With bf16 output the gradient of the logits is the f32 one, rounded, packed into the row's first
+// half.
+TEST_P(IsaFloat, SoftmaxGradientAsBf16) {
+  for (const std::int64_t count : {1, 16, 37, 100}) {
+    const Floats logits = RandomStream(3).normals(count, 3.0f);
+    Floats plain = logits, rounded = logits;
+    GetParam()->softmax_gradient(plain.data(), count, 4.0f, 0.5f, false);
+    GetParam()->softmax_gradient(rounded.data(), count, 4.0f, 0.5f, true);
+    for (std::int64_t i = 0; i < count; ++i) {
+      bf16 half;
+      std::memcpy(&half, reinterpret_cast<const char*>(rounded.data()) + 2 * i, 2);
+      EXPECT_EQ(half, f32_to_bf16(plain[i])) << i;
+      EXPECT_NEAR(plain[i], 0.5 * std::exp(double{logits[i]} - 4.0), 1e-6);
+    }
+  }
+}
+
+// exp through softmax_again (scale 1, log-sum-exp 0), from the largest argument that does not
+// overflow down to where results become 0.
+TEST_P(IsaFloat, ExponentialIsAccurate) {
+  WorstError worst("worst_ulp");
+  const auto exponential = [&](float x) {
+    Floats lanes(16, x);
+    GetParam()->softmax_again(lanes.data(), 16, 16, 1.0f, 0.0f);
+    for (const float lane : lanes) EXPECT_EQ(lane, lanes[0]);
+    return lanes[0];
+  };
+  RandomStream random(4);
+  for (int i = 0; i < 200000; ++i) {
+    const auto x = static_cast<float>(-87.3 + 175.9 * random.uniform());
+    const double want = std::exp(double{x});
+    const double ulp = std::ldexp(1.0, std::ilogb(want) - 23);
+    const double error = std::fabs(exponential(x) - want) / ulp;
+    worst.add(error);
+    ASSERT_LT(error, 2.0) << x;
+  }
+  // Small arguments: exp(x) is about 1 + x.
+  for (int i = 0; i < 2000; ++i) {
+    const float x = 1e-3f * random.normal();
+    ASSERT_NEAR(exponential(x), std::exp(double{x}), 2 * kRoundoff) << x;
+  }
+  // Subnormal results are within two of their steps; far below everything is 0.
+  for (float x = -105.0f; x < -87.3f; x += 0.01f)
+    ASSERT_NEAR(exponential(x), std::exp(double{x}), 2 * 0x1p-149) << x;
+  EXPECT_EQ(exponential(0.0f), 1.0f);
+  EXPECT_EQ(exponential(-0.0f), 1.0f);
+  EXPECT_EQ(exponential(-104.0f), 0.0f);
+  EXPECT_EQ(exponential(-1e30f), 0.0f);
+  EXPECT_EQ(exponential(-HUGE_VALF), 0.0f);
+  EXPECT_TRUE(std::isfinite(exponential(88.7f)));
+  EXPECT_TRUE(std::isfinite(exponential(1e30f)));  // clamped, never infinite
+}
+
+struct Product {
+  std::int64_t rows, columns, depth;
+};
+
+// multiply() with all storages of panels, both orders of the left operand, whole and short last
+// panels, heads inside wider rows.
+TEST_P(IsaFloat, MultiplyGivesTheSameBits) {
+  WorstError used("tolerance_used");
+  for (const auto& [rows, columns, depth] :
+       {Product{1, 16, 1}, Product{2, 32, 5}, Product{3, 20, 64}, Product{4, 40, 70},
+        Product{5, 8, 130}, Product{7, 48, 33}, Product{13, 65, 20}, Product{20, 1, 17}})
+    for (const ElementType type : {ElementType::kF32, ElementType::kF16, ElementType::kBF16})
+      for (const bool panels_of_16 : {true, false})
+        for (const bool transposed : {false, true})
+          for (const bool add : {false, true}) {
+            RandomStream random(5, static_cast<std::uint64_t>(rows));
+            const std::int64_t tiles = (columns + 15) / 16;
+            // Either whole tiles [tiles][depth][16], or rows of columns + 5 values.
+            const std::int64_t k_stride = panels_of_16 ? 16 : columns + 5;
+            const std::int64_t tile_stride = panels_of_16 ? depth * 16 : 16;
+            const std::int64_t size = panels_of_16 ? tiles * depth * 16 : depth * k_stride;
+            const auto bytes = quantize_values(type, random.normals(size));
+            const Floats values = dequantize_bytes(type, bytes);
+            const Floats a = random.normals(rows * depth), before = random.normals(rows * columns);
+            const Operand left{a.data(), transposed ? 1 : depth, transposed ? rows : 1};
+            const Storage storage = type == ElementType::kF32   ? Storage::kF32
+                                    : type == ElementType::kF16 ? Storage::kF16
+                                                                : Storage::kBF16;
+            const auto run = [&](const Kernels& k) {
+              // 64 bytes that may be read behind the panels, as AlignedBuffer has them.
+              std::vector<std::byte> padded = bytes;
+              padded.resize(bytes.size() + 64);
+              Floats c = before;
+              k.multiply(left, {padded.data(), storage, tile_stride, k_stride}, rows, columns,
+                         depth, c.data(), columns, add);
+              return c;
+            };
+            const std::string what = testing::PrintToString(rows) + " x " +
+                                     testing::PrintToString(columns) + " x " +
+                                     testing::PrintToString(depth);
+            expect_same(run, what);
+            std::vector<double> want(before.size()), magnitude(before.size());
+            for (std::int64_t i = 0; i < rows; ++i)
+              for (std::int64_t n = 0; n < columns; ++n) {
+                const std::int64_t at = i * columns + n;
+                if (add) want[at] = magnitude[at] = before[at];
+                for (std::int64_t k = 0; k < depth; ++k) {
+                  const double product = double{a[i * left.row_stride + k * left.column_stride]} *
+                                         values[n / 16 * tile_stride + k * k_stride + n % 16];
+                  want[at] += product;
+                  magnitude[at] = std::fabs(magnitude[at]) + std::fabs(product);
+                }
+              }
+            used.add(expect_close(run(*GetParam()), want, magnitude, static_cast<double>(depth) + 4,
+                                  what));
+          }
+}
+
+// bf16 products: inputs are rounded, their products are exact, and each step adds two of them with
+// at most three roundings (vdpbf16ps rounds to nearest even and flushes subnormals).
+TEST_P(IsaFloat, MultiplyBf16) {
+  if (!GetParam()->bf16_backward) GTEST_SKIP() << "no bf16 products";
+  WorstError used("tolerance_used");
+  for (const std::int64_t rows : {2, 16, 34, 200})
+    for (const std::int64_t tokens : {1, 3, 4, 12, 13, 29})
+      for (const int columns : {1, 16, 20, 32})
+        for (const bool add : {false, true}) {
+          RandomStream random(6, static_cast<std::uint64_t>(rows));
+          const std::int64_t stride = rows + 6, c_stride = columns + 3;
+          std::vector<bf16> d_y(static_cast<std::size_t>(tokens * stride));
+          std::vector<bf16> panel(static_cast<std::size_t>(rows * 32));
+          for (bf16& value : d_y) value = f32_to_bf16(random.normal());
+          for (bf16& value : panel) value = f32_to_bf16(random.normal());
+          Floats c = random.normals(tokens * c_stride);
+          const Floats before = c;
+          GetParam()->multiply_bf16(d_y.data(), stride, panel.data(), rows, 0, tokens, c.data(),
+                                    c_stride, columns, add);
+          std::vector<double> want = widened(before), magnitude(want.size());
+          for (std::int64_t t = 0; t < tokens; ++t)
+            for (std::int64_t j = 0; j < columns; ++j) {
+              double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
+              for (std::int64_t n = 0; n < rows; ++n) {
+                const double product = double{bf16_to_f32(d_y[t * stride + n])} *
+                                       bf16_to_f32(panel[(n / 2 * 32 + j) * 2 + n % 2]);
+                sum += product;
+                terms += std::fabs(product);
+              }
+              want[t * c_stride + j] = sum;
+              magnitude[t * c_stride + j] = terms;
+            }
+          used.add(expect_close(c, want, magnitude, 1.5 * static_cast<double>(rows) + 2, "c"));
+        }
+}
+
+// All 65,536 halves there, and floats on both sides of every rounding boundary back.
+TEST_P(IsaFloat, HalfPrecisionGivesTheSameBits) {
+  std::vector<f16> halves;
+  for (std::uint32_t bits = 0; bits < 0x10000u; ++bits)
+    if ((bits & 0x7c00u) != 0x7c00u || (bits & 0x3ffu) == 0)
+      halves.push_back(static_cast<f16>(bits));
+  Floats wide(halves.size());
+  GetParam()->widen_f16(halves.data(), static_cast<std::int64_t>(halves.size()), wide.data());
+  for (std::size_t i = 0; i < halves.size(); ++i) ASSERT_EQ(wide[i], f16_to_f32(halves[i]));
+  Floats values;
+  for (const float value : wide)
+    for (const std::int32_t step : {-0x1001, -0x1000, -0xfff, -1, 0, 1, 0xfff, 0x1000, 0x1001})
+      values.push_back(std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) +
+                                            static_cast<std::uint32_t>(step)));
+  RandomStream random(7);
+  for (int i = 0; i < 10000; ++i)
+    values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(random.bits())));
+  std::erase_if(values, [](float value) { return std::isnan(value); });
+  std::vector<f16> narrow(values.size());
+  std::vector<bf16> brain(values.size());
+  const auto count = static_cast<std::int64_t>(values.size());
+  GetParam()->narrow_f16(values.data(), count, narrow.data());
+  GetParam()->to_bf16(values.data(), count, brain.data());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    ASSERT_EQ(narrow[i], f32_to_f16(values[i])) << values[i];
+    ASSERT_EQ(brain[i], f32_to_bf16(values[i])) << values[i];
+  }
+  // NaN stays NaN in a vector and in a tail.
+  const Floats nan(17, std::nanf(""));
+  std::vector<std::uint16_t> out(17);
+  GetParam()->narrow_f16(nan.data(), 17, out.data());
+  for (const f16 value : out) EXPECT_TRUE(std::isnan(f16_to_f32(value)));
+  GetParam()->to_bf16(nan.data(), 17, out.data());
+  for (const bf16 value : out) EXPECT_TRUE(std::isnan(bf16_to_f32(value)));
+}
+
+class ForcedIsa : public testing::Test {
+ protected:
+  void TearDown() override { ::unsetenv("TRIMPOT_ISA"); }
+};
+
+TEST_F(ForcedIsa, IsTheOneThatRuns) {
+  for (const IsaInfo& isa : list_isas()) {
+    ::setenv("TRIMPOT_ISA", isa.name.c_str(), 1);
+    const auto kernels = select_kernels();
+    if (isa.usable) {
+      ASSERT_TRUE(kernels) << kernels.error().message;
+      EXPECT_EQ(*kernels, isa.kernels);
+      EXPECT_EQ((*kernels)->name, isa.name);
+    } else {
+      ASSERT_FALSE(kernels);
+      EXPECT_EQ(kernels.error().message, "TRIMPOT_ISA: this CPU cannot run the " + isa.name +
+                                             " kernels, which need " + isa.needs);
+    }
+  }
+}
+
+// Tables of different instruction sets are different code: a table filled from the wrong one would
+// pass every comparison of bits.
+TEST_F(ForcedIsa, TablesAreDifferentCode) {
+  const auto isas = list_isas();
+  for (std::size_t a = 0; a < isas.size(); ++a)
+    for (std::size_t b = 0; b < a; ++b) {
+      EXPECT_NE(isas[a].name, isas[b].name);
+      EXPECT_NE(isas[a].kernels->linear_int8, isas[b].kernels->linear_int8);
+      EXPECT_NE(isas[a].kernels->multiply, isas[b].kernels->multiply);
+    }
+}
+
+TEST_F(ForcedIsa, WithoutTheVariableTheBestOne) {
+  for (const char* value : {static_cast<const char*>(nullptr), ""}) {
+    if (value != nullptr) ::setenv("TRIMPOT_ISA", value, 1);
+    const auto kernels = select_kernels();
+    ASSERT_TRUE(kernels);
+    EXPECT_EQ(*kernels, usable_kernels().front());
+  }
+}
+
+TEST_F(ForcedIsa, UnknownNamesAreErrors) {
+  for (const char* name : {"avx9", "AVX2", " avx2"}) {
+    ::setenv("TRIMPOT_ISA", name, 1);
+    const auto kernels = select_kernels();
+    ASSERT_FALSE(kernels);
+    const std::string& message = kernels.error().message;
+    EXPECT_TRUE(message.starts_with("TRIMPOT_ISA: there are no kernels called \"" +
+                                    std::string(name) + "\"; this CPU can run: "))
+        << message;
+    EXPECT_TRUE(message.ends_with("scalar")) << message;
+  }
+}
+
+}  // namespace
+}  // namespace trimpot

@@ -1,0 +1,176 @@
+// The hand-written gradients of the scalar references against the complex step, in double.
+//
+// The complex step has no cancellation, so both sides are off by roundings only: sums of some
+// hundred terms, about 100 u = 1e-14 of the largest element. The bound below leaves room for the
+// whole model's depth; a wrong formula is off by parts in ten.
+#include "support/reference.h"
+
+#include <gtest/gtest.h>
+
+#include "io/test_files.h"
+#include "kernels/ref/model.h"
+#include "kernels/ref/ops.h"
+#include "support/compare.h"
+#include "support/random.h"
+#include "support/toy_model.h"
+
+namespace trimpot {
+namespace {
+
+using Complex = std::complex<double>;
+constexpr double kStep = 1e-40;
+constexpr double kBound = 1e-12;
+
+std::vector<double> normals(RandomStream& random, std::int64_t count) {
+  return widened(random.normals(count));
+}
+
+std::vector<Complex> complex(const std::vector<double>& values) {
+  return {values.begin(), values.end()};
+}
+
+// sum weights[i] y[i]: a loss whose d_y is `weights`.
+template <class T>
+T weighted(const std::vector<T>& y, const std::vector<double>& weights) {
+  T sum{};
+  for (std::size_t i = 0; i < y.size(); ++i) sum += T(weights[i]) * y[i];
+  return sum;
+}
+
+// `gradient` against the complex step of `loss` by each element of `point`, which it reads.
+template <class Loss>
+void expect_gradient(std::vector<Complex>& point, const std::vector<double>& gradient, Loss&& loss,
+                     const std::string& what) {
+  ASSERT_EQ(point.size(), gradient.size()) << what;
+  const double most = largest(gradient);
+  ASSERT_GT(most, 0.0) << what << ": nothing is tested";
+  WorstError worst("worst_" + what);
+  for (std::size_t i = 0; i < point.size(); ++i) {
+    const Complex old = point[i];
+    point[i] += Complex(0.0, kStep);
+    const double step = loss().imag() / kStep;
+    point[i] = old;
+    worst.add(std::fabs(step - gradient[i]) / most);
+    ASSERT_LE(std::fabs(step - gradient[i]), kBound * most) << what << ", element " << i;
+  }
+}
+
+template <class T>
+ref::Linear<T> random_linear(RandomStream random, std::int64_t rows, std::int64_t columns,
+                             bool offsets) {
+  ref::Linear<T> w;
+  w.rows = rows;
+  w.columns = columns;
+  w.group_size = 8;
+  for (std::int64_t i = 0; i < rows * columns; ++i)
+    w.codes.push_back(static_cast<double>(random.below(16) - 8));
+  for (std::int64_t i = 0; i < rows * w.groups(); ++i) w.scales.emplace_back(random.normal());
+  if (offsets)
+    for (std::int64_t i = 0; i < rows * w.groups(); ++i) w.offsets.emplace_back(random.normal());
+  return w;
+}
+
+TEST(Reference, Linear) {
+  for (const bool offsets : {false, true}) {
+    RandomStream random(1, offsets);
+    auto w = random_linear<Complex>(RandomStream(2), 5, 20, offsets);  // the last group has 4
+    const auto real = random_linear<double>(RandomStream(2), 5, 20, offsets);
+    const auto x = normals(random, 3 * 20), d_y = normals(random, 3 * 5);
+    const auto g = ref::linear_backward(real, x, d_y);
+    auto point = complex(x);
+    const auto loss = [&] { return weighted(ref::linear(w, point), d_y); };
+    expect_gradient(point, g.d_x, loss, "linear_x");
+    expect_gradient(w.scales, g.d_scales, loss, "linear_scales");
+    if (offsets) expect_gradient(w.offsets, g.d_offsets, loss, "linear_offsets");
+  }
+}
+
+TEST(Reference, RmsNorm) {
+  RandomStream random(3);
+  const auto x = normals(random, 4 * 9), weight = normals(random, 9), d_y = normals(random, 4 * 9);
+  auto point = complex(x);
+  const auto loss = [&] { return weighted(ref::rms_norm(point, complex(weight), 0.1), d_y); };
+  expect_gradient(point, ref::rms_norm_backward(x, weight, 0.1, d_y), loss, "rms_norm");
+}
+
+TEST(Reference, Rope) {
+  RandomStream random(4);
+  const std::vector<double> frequencies{1.0, 0.3};  // 4 of 5 channels
+  const auto x = normals(random, 3 * 2 * 5), d_y = normals(random, 3 * 2 * 5);
+  auto point = complex(x);
+  const auto loss = [&] { return weighted(ref::rope(point, 2, 5, frequencies, 1.0), d_y); };
+  expect_gradient(point, ref::rope(d_y, 2, 5, frequencies, -1.0), loss, "rope");
+}
+
+TEST(Reference, Attention) {
+  for (const auto& heads : {ref::Heads{3, 1, 5}, ref::Heads{4, 2, 3}, ref::Heads{2, 2, 4}}) {
+    RandomStream random(5);
+    const std::int64_t tokens = 6, width = heads.heads * heads.head_dim;
+    const std::int64_t kv_width = heads.kv_heads * heads.head_dim;
+    const auto q = normals(random, tokens * width), d_out = normals(random, tokens * width);
+    const auto k = normals(random, tokens * kv_width), v = normals(random, tokens * kv_width);
+    const auto g = ref::attention_backward(heads, q, k, v, d_out);
+    auto cq = complex(q), ck = complex(k), cv = complex(v);
+    const auto loss = [&] { return weighted(ref::attention(heads, cq, ck, cv), d_out); };
+    expect_gradient(cq, g.d_q, loss, "attention_q");
+    expect_gradient(ck, g.d_k, loss, "attention_k");
+    expect_gradient(cv, g.d_v, loss, "attention_v");
+  }
+}
+
+TEST(Reference, Swiglu) {
+  RandomStream random(6);
+  const auto gate = normals(random, 30), up = normals(random, 30), d_out = normals(random, 30);
+  const auto g = ref::swiglu_backward(gate, up, d_out);
+  auto c_gate = complex(gate), c_up = complex(up);
+  const auto loss = [&] { return weighted(ref::swiglu(c_gate, c_up), d_out); };
+  expect_gradient(c_gate, g.d_gate, loss, "swiglu_gate");
+  expect_gradient(c_up, g.d_up, loss, "swiglu_up");
+}
+
+TEST(Reference, CrossEntropy) {
+  RandomStream random(7);
+  const auto logits = normals(random, 11);
+  auto point = complex(logits);
+  const auto loss = [&] { return 0.7 * ref::cross_entropy(point, 4); };
+  expect_gradient(point, ref::cross_entropy_backward(logits, 4, 0.7), loss, "cross_entropy");
+}
+
+// The whole model, every scale, every offset and the embedded tokens: catches a gradient that is
+// right alone but put together wrongly (a residual branch, q and k swapped, the tied head).
+TEST(Reference, WholeModel) {
+  const TempFolder folder;
+  ToyOptions options;
+  options.hidden = options.feed_forward = 32;
+  options.heads = 4;
+  options.kv_heads = 2;
+  options.head_dim = 8;
+  options.rope_dims = 6;
+  options.vocabulary = 11;
+  options.gain = 1.5f;
+  options.linear_types[ref::kK] = options.linear_types[ref::kUp] = ElementType::kQ4_0;
+  const auto toy = load_toy(toy_file(options), folder.file("toy.gguf"));
+  ASSERT_TRUE(toy) << toy.error().message;
+  const std::vector<ref::Index> tokens{3, 7, 0, 3, 9, 1};
+  const std::vector<bool> learned{true, true, false, true, true, true};
+  const auto real = reference_model<double>(*toy->model);
+  auto model = reference_model<Complex>(*toy->model);
+  const auto g = ref::loss_backward(real, tokens, learned, 0.3);
+  EXPECT_NEAR(g.loss, 0.3 * ref::loss(real, tokens, learned), 1e-14 * g.loss);
+  const auto loss = [&] { return 0.3 * ref::loss(model, tokens, learned); };
+  for (std::size_t l = 0; l < model.layers.size(); ++l)
+    for (std::size_t kind = 0; kind < ref::kLinears; ++kind) {
+      auto& linear = model.layers[l].linears[kind];
+      const auto& gradients = g.layers[l].linears[kind];
+      const std::string what = "layer" + std::to_string(l) + "_linear" + std::to_string(kind);
+      expect_gradient(linear.scales, gradients.d_scales, loss, what + "_scales");
+      if (!linear.offsets.empty())
+        expect_gradient(linear.offsets, gradients.d_offsets, loss, what + "_offsets");
+    }
+  auto x = ref::embed(model, tokens);
+  expect_gradient(
+      x, g.d_x, [&] { return 0.3 * ref::loss_from(model, x, tokens, learned); }, "x");
+}
+
+}  // namespace
+}  // namespace trimpot

@@ -1,0 +1,201 @@
+// One sequence read in any number of pieces by any number of threads gives the same bits.
+#include "model/session.h"
+
+#include <gtest/gtest.h>
+
+#include "io/test_files.h"
+#include "support/compare.h"
+#include "support/random.h"
+#include "support/reference.h"
+#include "support/toy_model.h"
+
+namespace trimpot {
+namespace {
+
+using Logits = std::vector<float>;
+
+ToyOptions session_options() {
+  ToyOptions options;
+  options.hidden = 64;
+  options.heads = 12;
+  options.kv_heads = 4;
+  options.head_dim = 8;  // panels narrower than a vector
+  options.vocabulary = 45;
+  options.linear_types = {ElementType::kQ4_1, ElementType::kQ4_0, ElementType::kQ5_1,
+                          ElementType::kQ8_0, ElementType::kQ5_0, ElementType::kF16,
+                          ElementType::kQ4_1};
+  return options;
+}
+
+struct Setup {
+  const Kernels* kernels;
+  Precision precision;
+};
+
+class SessionBits : public testing::TestWithParam<Setup> {
+ protected:
+  void SetUp() override {
+    auto toy = load_toy(toy_file(session_options()), folder_.file("toy.gguf"));
+    ASSERT_TRUE(toy) << toy.error().message;
+    model_ = std::move(toy->model);
+    RandomStream random(1);
+    for (int i = 0; i < 70; ++i) tokens_.push_back(static_cast<TokenId>(random.below(45)));
+  }
+  // Logits of all rows, the tokens appended in pieces of these sizes.
+  Logits read(int threads, const std::vector<std::size_t>& pieces) const {
+    Compute compute(*GetParam().kernels, GetParam().precision, threads);
+    Session session(compute, *model_, 80);
+    Logits out;
+    std::span<const TokenId> rest = tokens_;
+    for (const std::size_t piece : pieces) {
+      const auto status =
+          session.append_all(rest.first(piece), 0, [&](std::int64_t row, const float* logits) {
+            EXPECT_EQ(static_cast<std::size_t>(row) + tokens_.size() - rest.size(),
+                      out.size() / 45);
+            out.insert(out.end(), logits, logits + 45);
+          });
+      EXPECT_TRUE(status) << status.error().message;
+      rest = rest.subspan(piece);
+    }
+    return out;
+  }
+  const TempFolder folder_;
+  std::unique_ptr<Model> model_;
+  std::vector<TokenId> tokens_;
+};
+
+std::vector<Setup> setups() {
+  std::vector<Setup> out;
+  for (const Kernels* kernels : usable_kernels())
+    for (const Precision precision : {Precision::kF32, Precision::kDefault})
+      out.push_back({kernels, precision});
+  return out;
+}
+INSTANTIATE_TEST_SUITE_P(All, SessionBits, testing::ValuesIn(setups()), [](const auto& info) {
+  return std::string(info.param.kernels->name) +
+         (info.param.precision == Precision::kF32 ? "_f32" : "_default");
+});
+
+TEST_P(SessionBits, AnyPiecesAndAnyThreads) {
+  const Logits whole = read(1, {70});
+  ASSERT_EQ(whole.size(), 70u * 45u);
+  for (const float value : whole) ASSERT_TRUE(std::isfinite(value));
+  for (const int threads : {1, 2, 3, 8}) {
+    EXPECT_TRUE(same_bits(read(threads, {70}), whole)) << threads << " threads, whole";
+    EXPECT_TRUE(same_bits(read(threads, {33, 37}), whole)) << threads << " threads, two pieces";
+  }
+  EXPECT_TRUE(same_bits(read(2, std::vector<std::size_t>(70, 1)), whole)) << "one by one";
+  EXPECT_TRUE(same_bits(read(3, {1, 15, 16, 1, 17, 20}), whole));
+}
+
+TEST_P(SessionBits, Truncate) {
+  Compute compute(*GetParam().kernels, GetParam().precision, 2);
+  Session session(compute, *model_, 80);
+  const std::span<const TokenId> tokens = tokens_;
+  Logits first(45), again(45), direct(45);
+  ASSERT_TRUE(session.append(tokens.first(40), first.data()));
+  ASSERT_TRUE(session.append(tokens.subspan(40, 25), nullptr));
+  session.truncate(39);
+  EXPECT_EQ(session.length(), 39);
+  ASSERT_TRUE(session.append(tokens.subspan(39, 1), again.data()));
+  EXPECT_TRUE(same_bits(again, first));
+  session.truncate(50);  // longer than it is: nothing happens
+  EXPECT_EQ(session.length(), 40);
+  // Another continuation: nothing of the first one is left.
+  session.truncate(20);
+  ASSERT_TRUE(session.append(tokens.subspan(50, 20), again.data()));
+  Session fresh(compute, *model_, 80);
+  ASSERT_TRUE(fresh.append(tokens.first(20), nullptr));
+  ASSERT_TRUE(fresh.append(tokens.subspan(50, 20), direct.data()));
+  EXPECT_TRUE(same_bits(again, direct));
+  session.truncate(0);
+  ASSERT_TRUE(session.append(tokens.first(40), again.data()));
+  EXPECT_TRUE(same_bits(again, first));
+}
+
+// Against the references in double (f32 path); the default path within what int8 activations cost.
+TEST_P(SessionBits, LogitsAreRight) {
+  const Logits got = read(2, {70});
+  const auto reference = reference_model<double>(*model_);
+  const std::vector<ref::Index> tokens(tokens_.begin(), tokens_.end());
+  std::vector<double> x = ref::embed(reference, tokens);
+  ref::LayerState<double> state;
+  for (const auto& layer : reference.layers) x = ref::layer_forward(reference, layer, x, state);
+  const bool f32 = GetParam().precision == Precision::kF32;
+  // Sums of up to 96 terms, some 15 of them in a row.
+  EXPECT_LE(relative_error(got, ref::logits_of(reference, x)), f32 ? 15 * 96 * kRoundoff : 0.05);
+}
+
+class SessionUse : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto toy = load_toy(toy_file(session_options()), folder_.file("toy.gguf"));
+    ASSERT_TRUE(toy) << toy.error().message;
+    model_ = std::move(toy->model);
+  }
+  const TempFolder folder_;
+  std::unique_ptr<Model> model_;
+  Compute compute_{*usable_kernels().front(), Precision::kDefault, 2};
+};
+
+TEST_F(SessionUse, LastLogitsAreTheLastRow) {
+  const std::vector<TokenId> tokens{3, 1, 4, 1, 5, 9, 2, 6};
+  Session one(compute_, *model_, 8), all(compute_, *model_, 8);
+  Logits last(45), rows;
+  ASSERT_TRUE(one.append(tokens, last.data()));
+  std::vector<std::int64_t> visited;
+  ASSERT_TRUE(all.append_all(tokens, 5, [&](std::int64_t row, const float* logits) {
+    visited.push_back(row);
+    rows.assign(logits, logits + 45);
+  }));
+  EXPECT_EQ(visited, (std::vector<std::int64_t>{5, 6, 7}));
+  EXPECT_TRUE(same_bits(rows, last));
+}
+
+// More tokens than one pass takes (512), more rows than one block of logits (48).
+TEST_F(SessionUse, LongTexts) {
+  RandomStream random(2);
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 560; ++i) tokens.push_back(static_cast<TokenId>(random.below(45)));
+  Session whole(compute_, *model_, 560), pieces(compute_, *model_, 560);
+  Logits a, b, last(45);
+  std::int64_t next = 450;
+  ASSERT_TRUE(whole.append_all(tokens, 450, [&](std::int64_t row, const float* logits) {
+    EXPECT_EQ(row, next++);
+    a.insert(a.end(), logits, logits + 45);
+  }));
+  EXPECT_EQ(next, 560);
+  const std::span<const TokenId> all = tokens;
+  ASSERT_TRUE(pieces.append(all.first(450), nullptr));
+  ASSERT_TRUE(pieces.append_all(all.subspan(450), 0, [&](std::int64_t, const float* logits) {
+    b.insert(b.end(), logits, logits + 45);
+  }));
+  EXPECT_TRUE(same_bits(a, b));
+  whole.truncate(0);
+  ASSERT_TRUE(whole.append(tokens, last.data()));
+  EXPECT_TRUE(same_bits(std::span<const float>(last), std::span<const float>(a).last(45)));
+}
+
+TEST_F(SessionUse, Errors) {
+  Session session(compute_, *model_, 10);
+  const std::vector<TokenId> seven(7, 1), four(4, 1);
+  Logits logits(45);
+  ASSERT_TRUE(session.append(seven, nullptr));
+  const auto full = session.append(four, logits.data());
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().message,
+            "4 tokens do not fit in the context: 7 of 10 are in use (-c sets its size)");
+  for (const TokenId bad : {-1, 45, 1 << 30}) {
+    const auto outside = session.append(std::vector<TokenId>{1, bad}, logits.data());
+    ASSERT_FALSE(outside);
+    EXPECT_EQ(outside.error().message,
+              "token " + std::to_string(bad) + " is not in the vocabulary of 45");
+  }
+  EXPECT_EQ(session.length(), 7);  // an error changes nothing
+  EXPECT_TRUE(session.append(std::vector<TokenId>{1, 2, 3}, logits.data()));
+  EXPECT_EQ(session.length(), 10);
+  EXPECT_TRUE(session.append({}, nullptr));  // nothing to do
+}
+
+}  // namespace
+}  // namespace trimpot

@@ -1,0 +1,259 @@
+#include "tune/fit.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "support/toy_model.h"
+
+namespace trimpot {
+namespace {
+
+constexpr ScaleMethod kMethods[] = {ScaleMethod::kScales, ScaleMethod::kZeros, ScaleMethod::kBoth};
+constexpr ScaleGranularity kGranularities[] = {ScaleGranularity::kGroup, ScaleGranularity::kRow};
+
+class Fit : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (std::filesystem::temp_directory_path() / "trimpot-fit-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  gguf::File write(const ToyFile& toy) {
+    const std::string path = folder_ + "/toy.gguf";
+    const auto status = toy.write(path);
+    EXPECT_TRUE(status) << status.error().message;
+    auto file = gguf::File::open(path);
+    EXPECT_TRUE(file) << file.error().message;
+    return std::move(*file);
+  }
+  void put(const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(folder_ + path).parent_path());
+    std::ofstream(folder_ + path) << text;
+  }
+
+  std::string folder_;
+};
+
+std::size_t item(const FitReport& report, std::string_view name) {
+  for (const FitItem& entry : report.items)
+    if (entry.name == name) return entry.bytes;
+  ADD_FAILURE() << "no item " << name;
+  return 0;
+}
+
+// From names and shapes alone: what the tuning method itself finds in the loaded model. Rows that
+// are no multiple of 16 and formats with and without offsets, so that padding and kinds matter.
+TEST_F(Fit, CountsWhatTheMethodLearns) {
+  ToyOptions toy;
+  toy.feed_forward = 64;
+  toy.heads = 5;
+  toy.kv_heads = 1;
+  toy.head_dim = 32;
+  toy.linear_types = {ElementType::kQ4_1, ElementType::kQ8_0, ElementType::kF16, ElementType::kQ4_0,
+                      ElementType::kQ5_1, ElementType::kQ5_0, ElementType::kQ4_1};
+  auto loaded = load_toy(toy_file(toy), folder_ + "/toy.gguf");
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  const std::vector<std::vector<std::string>> module_sets{{}, {"q_proj", "k_proj", "v_proj"}};
+  for (const auto& modules : module_sets)
+    for (const ScaleMethod method : kMethods)
+      for (const ScaleGranularity granularity : kGranularities) {
+        const auto tuning = make_scale_method(*loaded->model, {method, granularity, modules});
+        ASSERT_TRUE(tuning) << tuning.error().message;
+        const TuningSize size =
+            tuning_size(tunable_linears(loaded->file, modules), method, granularity);
+        EXPECT_EQ(size.counts.trainable, (*tuning)->trainable());
+        EXPECT_EQ(size.counts.padded, (*tuning)->parameters().size());
+        const auto tensors = (*tuning)->adapter_tensors();
+        EXPECT_EQ(size.tensors, tensors.size());
+        std::size_t bytes = 0;
+        for (const AdapterTensor& tensor : tensors) bytes += 2 * tensor.values.size();
+        EXPECT_EQ(size.adapter_bytes, bytes);
+      }
+}
+
+TEST_F(Fit, NamesThatAreNoLayersAreNotTunable) {
+  gguf::Writer writer;
+  writer.set_string("general.architecture", "other");
+  const std::vector<std::byte> data(20);
+  for (const char* name : {"blk.weight", "blk..weight", "blk.0.weight", "blk.attn_q.weight",
+                           "blk.0.attn_q.bias", "blk.0.attn_q.weight", "blk.12.ffn_up.weight"})
+    writer.add_tensor(name, ElementType::kQ4_1, {32, 1}, data);
+  ASSERT_TRUE(writer.write(folder_ + "/names.gguf"));
+  const auto file = gguf::File::open(folder_ + "/names.gguf");
+  ASSERT_TRUE(file);
+  const auto linears = tunable_linears(*file, {});
+  ASSERT_EQ(linears.size(), 2u);
+  EXPECT_EQ(linears[0].name, "blk.0.attn_q.weight");
+  EXPECT_EQ(linears[1].module, "up_proj");
+  const auto report = estimate_fit(*file, {});
+  ASSERT_FALSE(report);
+  EXPECT_NE(report.error().message.find("\"other\""), std::string::npos);
+}
+
+TEST_F(Fit, WeightsAsTheyArePacked) {
+  for (const ElementType type : {ElementType::kQ4_1, ElementType::kQ5_0, ElementType::kQ8_0}) {
+    ToyOptions toy;
+    toy.linear_types = ToyOptions::all_linears(type);
+    toy.linear_types[3] = ElementType::kF32;
+    toy.head = ElementType::kF16;
+    auto loaded = load_toy(toy_file(toy), folder_ + "/toy.gguf");
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    FitOptions options;
+    options.max_seq_length = 256;
+    const auto report = estimate_fit(loaded->file, options);
+    ASSERT_TRUE(report) << report.error().message;
+    const std::size_t norms = (2 * 2 + 1) * 64 * 4;  // two layers of hidden width 64
+    EXPECT_EQ(item(*report, "weights"), loaded->model->weight_bytes() + norms);
+  }
+}
+
+TEST_F(Fit, MoreTakesMore) {
+  ToyOptions toy;
+  toy.context = 4096;
+  const gguf::File file = write(toy_file(toy));
+  FitOptions options;
+  const auto base = estimate_fit(file, options);
+  ASSERT_TRUE(base) << base.error().message;
+  std::size_t total = 0;
+  for (const FitItem& entry : base->items) total += entry.bytes;
+  EXPECT_EQ(base->total, total);
+
+  FitOptions longer = options;
+  longer.max_seq_length = 1024;
+  // Two layers and one: 3 x 1024 x 64 floats, and d_x.
+  EXPECT_NEAR(static_cast<double>(item(*estimate_fit(file, longer), "layer inputs")),
+              4.0 * 1024 * 64 * 4, 3 * 4096);
+  FitOptions shorter = options;
+  shorter.max_seq_length = 64;  // eight sequences of 64 are put together
+  EXPECT_EQ(item(*estimate_fit(file, shorter), "layer inputs"), item(*base, "layer inputs"));
+  shorter.sequences_per_step = 1;
+  EXPECT_LT(item(*estimate_fit(file, shorter), "layer inputs"), item(*base, "layer inputs") / 4);
+  FitOptions rows = options;
+  rows.granularity = ScaleGranularity::kRow;
+  EXPECT_LT(item(*estimate_fit(file, rows), "learned values"), item(*base, "learned values"));
+  FitOptions both = options;
+  both.method = ScaleMethod::kBoth;
+  EXPECT_EQ(item(*estimate_fit(file, both), "learned values"), 2 * item(*base, "learned values"));
+  FitOptions f32 = options;
+  f32.precision = Precision::kF32;
+  EXPECT_LT(item(*estimate_fit(file, f32), "one layer, forward"),
+            item(*base, "one layer, forward"));
+}
+
+// The first change that helps, and only one that helps.
+TEST_F(Fit, Advice) {
+  ToyOptions toy;
+  toy.context = 4096;
+  const gguf::File file = write(toy_file(toy));
+  FitOptions options;
+  options.method = ScaleMethod::kBoth;
+  options.max_seq_length = 2048;
+  const auto total_of = [&](ScaleMethod method, std::int64_t length) {
+    FitOptions changed = options;
+    changed.method = method;
+    changed.max_seq_length = length;
+    return estimate_fit(file, changed)->total;
+  };
+  const auto advice_for = [&](std::size_t available) {
+    FitOptions limited = options;
+    limited.available = available;
+    const auto report = estimate_fit(file, limited);
+    EXPECT_TRUE(report) << report.error().message;
+    EXPECT_EQ(report->fits, report->total <= available);
+    return report->advice;
+  };
+  EXPECT_EQ(advice_for(total_of(ScaleMethod::kBoth, 2048)), "");
+  EXPECT_EQ(advice_for(total_of(ScaleMethod::kScales, 2048)).find("--method peqa would need"), 0u);
+  EXPECT_EQ(advice_for(total_of(ScaleMethod::kScales, 1024))
+                .find("--method peqa --max-seq-length 1024 would need"),
+            0u);
+  EXPECT_EQ(advice_for(total_of(ScaleMethod::kScales, 512) - 1)
+                .find("--method peqa --max-seq-length 256 --batch-size 1 would need"),
+            0u);
+  EXPECT_EQ(advice_for(1).find("no option brings it below"), 0u);
+}
+
+TEST_F(Fit, Errors) {
+  const auto message = [](const Result<FitReport>& report) {
+    return report ? std::string("no error") : report.error().message;
+  };
+  ToyOptions toy;
+  FitOptions options;
+  options.max_seq_length = 256;
+  options.target_modules = {"lm_head"};
+  EXPECT_NE(
+      message(estimate_fit(write(toy_file(toy)), options)).find("\"lm_head\" matches nothing"),
+      std::string::npos);
+  options.target_modules.clear();
+  options.max_seq_length = 257;
+  EXPECT_NE(message(estimate_fit(write(toy_file(toy)), options)).find("context of 256"),
+            std::string::npos);
+  options.max_seq_length = 256;
+  toy.linear_types = ToyOptions::all_linears(ElementType::kQ4_0);
+  options.method = ScaleMethod::kZeros;
+  EXPECT_NE(message(estimate_fit(write(toy_file(toy)), options)).find("use --method peqa"),
+            std::string::npos);
+  toy.linear_types = ToyOptions::all_linears(ElementType::kF16);
+  EXPECT_NE(
+      message(estimate_fit(write(toy_file(toy)), options)).find("no linear layer is quantized"),
+      std::string::npos);
+  ToyFile incomplete = toy_file(ToyOptions{});
+  incomplete.remove("blk.1.ffn_up.weight");
+  EXPECT_NE(
+      message(estimate_fit(write(incomplete), options)).find("blk.1.ffn_up.weight is missing"),
+      std::string::npos);
+}
+
+// Sizes that only the metadata claims: a number that does not fit, not an overflow.
+TEST_F(Fit, AbsurdSizes) {
+  ToyOptions toy;
+  toy.context = 1 << 24;
+  for (const char* key :
+       {"llama.embedding_length", "llama.feed_forward_length", "llama.attention.head_count_kv"}) {
+    ToyFile file = toy_file(toy, key);
+    const bool kv = std::string_view(key).ends_with("_kv");
+    file.metadata.set_uint32(key, kv ? 4 : 1 << 24);
+    FitOptions options;
+    options.max_seq_length = 1 << 24;
+    options.threads = 1 << 16;
+    options.available = std::size_t{1} << 40;
+    const auto report = estimate_fit(write(file), options);
+    ASSERT_TRUE(report) << report.error().message;
+    EXPECT_FALSE(report->fits);
+    EXPECT_GT(report->total, options.available);
+  }
+}
+
+TEST_F(Fit, FreeMemory) {
+  EXPECT_FALSE(free_memory(folder_));
+  put("/proc/meminfo", "MemTotal: 100 kB\nMemFree: 5 kB\nMemAvailable:   64 kB\n");
+  EXPECT_EQ(free_memory(folder_), 64u << 10);
+
+  // Version 2: the limit of a group further up counts too.
+  put("/proc/self/cgroup", "0::/user/job\n");
+  put("/sys/fs/cgroup/user/job/memory.max", "max\n");
+  put("/sys/fs/cgroup/user/job/memory.current", "10000\n");
+  EXPECT_EQ(free_memory(folder_), 64u << 10);
+  put("/sys/fs/cgroup/user/memory.max", "50000\n");
+  put("/sys/fs/cgroup/user/memory.current", "30000\n");
+  put("/sys/fs/cgroup/user/memory.stat", "anon 20000\ninactive_file 8000\n");
+  EXPECT_EQ(free_memory(folder_), 28000u);
+  put("/sys/fs/cgroup/user/memory.current", "70000\n");  // over its limit
+  EXPECT_EQ(free_memory(folder_), 0u);
+
+  // Version 1, in a container that shows only the root of the hierarchy.
+  put("/proc/self/cgroup", "9:name=systemd:/x\n4:memory:/outer/inner\n");
+  put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+  put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "1000\n");
+  EXPECT_EQ(free_memory(folder_), 64u << 10);
+  put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "41000\n");
+  EXPECT_EQ(free_memory(folder_), 40000u);
+}
+
+}  // namespace
+}  // namespace trimpot
