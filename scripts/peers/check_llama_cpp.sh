@@ -24,17 +24,17 @@ trap 'rm -rf "$log"' EXIT
 
 # --check-tensors makes llama.cpp refuse NaN and Inf in scales.
 "$bin/llama-perplexity" -m "$model" -f "$text" -c 512 --chunks "$chunks" -t "$threads" --check-tensors \
-  >"$log/ppl" 2>&1 || { tail -5 "$log/ppl" >&2; fail "llama-perplexity does not run on $model"; }
+  >"$log/ppl" 2>&1 || { tail -5 "$log/ppl" >&2; fail "llama-perplexity ended with an error or was stopped on $model"; }
 theirs=$(sed -n 's/.*Final estimate: PPL = *\([0-9.]*\).*/\1/p' "$log/ppl" | tail -n 1)
 [ -n "$theirs" ] || fail "llama-perplexity printed no final estimate for $model"
 
 "$trimpot" eval ppl -m "$model" -f "$text" -c 512 --chunks "$chunks" -t "$threads" --json >"$log/ours" ||
-  fail "trimpot eval ppl does not run on $model"
+  fail "trimpot eval ppl ended with an error or was stopped on $model"
 ours=$(sed -n 's/.*"perplexity" *: *\([0-9.eE+-]*\).*/\1/p' "$log/ours" | tail -n 1)
 [ -n "$ours" ] || fail "trimpot eval ppl printed no field \"perplexity\""
 
 "$bin/llama-completion" -m "$model" -p "The capital of France is" -n 16 -t "$threads" --temp 0 -no-cnv --no-display-prompt \
-  >"$log/text" 2>"$log/text.err" </dev/null || { tail -5 "$log/text.err" >&2; fail "llama-completion does not run on $model"; }
+  >"$log/text" 2>"$log/text.err" </dev/null || { tail -5 "$log/text.err" >&2; fail "llama-completion ended with an error or was stopped on $model"; }
 generated=$(tr -s '\n' ' ' <"$log/text")
 [ -n "${generated// /}" ] || fail "llama-completion generated nothing from $model"
 

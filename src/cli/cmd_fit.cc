@@ -16,7 +16,7 @@ struct FitCommand {
   std::string granularity = "group";
   std::vector<std::string> target_modules;
   std::string precision = "default";
-  int max_seq_length = 512;
+  int max_seq_length = 0;
   int batch_size = 8;
   int threads = 0;
   bool json = false;
@@ -44,10 +44,10 @@ Status fit(const FitCommand& command) {
       command.granularity == "row" ? ScaleGranularity::kRow : ScaleGranularity::kGroup;
   options.target_modules = command.target_modules;
   options.precision = command.precision == "f32" ? Precision::kF32 : Precision::kDefault;
-  options.max_seq_length = command.max_seq_length;
   options.sequences_per_step = command.batch_size;
   options.threads = command.threads > 0 ? command.threads : default_thread_count();
   TRIMPOT_TRY(const gguf::File file, gguf::File::open(command.model));
+  TRIMPOT_TRY(options.max_seq_length, sequence_length(file, command.max_seq_length));
   TRIMPOT_TRY(const FitReport report, estimate_fit(file, options));
   if (!command.json) return print(show(report));
   Json json{{"total_bytes", report.total},
@@ -79,9 +79,8 @@ void add_fit(CLI::App& app, Action& action) {
       ->add_option("--target-modules", options->target_modules,
                    "linear layers to tune: q_proj,k_proj,... (default: all)")
       ->delimiter(',');
-  command->add_option("--max-seq-length", options->max_seq_length, "tokens of a sequence at most")
-      ->check(CLI::Range(2, 1 << 20))
-      ->capture_default_str();
+  command->add_option("--max-seq-length", options->max_seq_length, "tokens of a sequence at most (default: 512, or the model's context if smaller)")
+      ->check(CLI::Range(2, 1 << 20));
   command
       ->add_option("--batch-size", options->batch_size,
                    "sequences of a step; matters only if all of them are less than 512 tokens")

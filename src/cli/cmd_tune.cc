@@ -161,6 +161,11 @@ Status check_memory(const TuneOptions& options, const gguf::File& file, int thre
   fit.max_seq_length = static_cast<std::int64_t>(options.trainer.max_seq_length);
   fit.precision = options.model.precision == "f32" ? Precision::kF32 : Precision::kDefault;
   fit.threads = threads;
+  fit.sequences_per_step = static_cast<std::int64_t>(options.trainer.batch_size *
+                                                     options.trainer.gradient_accumulation_steps);
+  std::error_code missing;  // a data file that is not there is told when it is read
+  const auto data_bytes = std::filesystem::file_size(options.data, missing);
+  if (!missing) fit.data_bytes = data_bytes;
   TRIMPOT_TRY(const FitReport report, estimate_fit(file, fit));
   if (report.fits || options.force) return {};
   return fail("tuning would take about {}, but this machine has {} free; {} (`trimpot fit` shows "
@@ -321,15 +326,13 @@ Status tune(TuneOptions options) {
   {
     {
       TRIMPOT_TRY(const gguf::File file, gguf::File::open(options.model.model));
+      const auto requested = static_cast<std::int64_t>(options.trainer.max_seq_length);
+      TRIMPOT_TRY(options.trainer.max_seq_length, sequence_length(file, requested));
       TRIMPOT_TRY_VOID(check_memory(
           options, file,
           options.model.threads > 0 ? options.model.threads : default_thread_count()));
     }
     TRIMPOT_TRY(const auto engine, load_engine(options.model));
-    const ModelConfig& config = engine->model->config;
-    if (static_cast<std::int64_t>(options.trainer.max_seq_length) > config.context_length)
-      return fail("--max-seq-length {} exceeds the model's context of {}",
-                  options.trainer.max_seq_length, config.context_length);
     TRIMPOT_TRY(examples, load_examples(options, *engine));
     TRIMPOT_TRY(outcome, train_and_write(options, *engine, *examples));
   }
@@ -391,6 +394,7 @@ void add_tune(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("tune", "Fine-tune a quantized model: same file, same "
                                                  "size, better at your task");
   auto options = std::make_shared<TuneOptions>();
+  options->trainer.max_seq_length = 0;  // chosen when the model is known
   add_model_options(*command, options->model, false);
   command->add_option("--data", options->data,
                       "records (JSON or JSONL: messages, prompt/completion, text, Alpaca, ShareGPT) "

@@ -335,6 +335,15 @@ TuningSize tuning_size(const std::vector<TunableLinear>& linears, ScaleMethod me
   return size;
 }
 
+Result<std::int64_t> sequence_length(const gguf::File& file, std::int64_t requested) {
+  TRIMPOT_TRY(const ModelConfig config, read_config(file));
+  if (requested == 0) return std::min<std::int64_t>(512, config.context_length);
+  if (requested > config.context_length)
+    return fail("{}: --max-seq-length {} exceeds the model's context of {}", file.path(), requested,
+                config.context_length);
+  return requested;
+}
+
 Result<FitReport> estimate_fit(const gguf::File& file, const FitOptions& options) {
   constexpr std::int64_t kMostTokens = 1 << 24, kMostThreads = 1 << 16;
   if (options.max_seq_length < 1 || options.max_seq_length > kMostTokens ||

@@ -9,6 +9,14 @@ namespace {
 
 bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
+// Half of what f16 holds: room for the shift. Groups beyond it have nearly constant weights.
+constexpr float kLargestZeroPoint = 32768.0f;
+
+bool is_frozen(GroupValues base, bool learns_zero) {
+  return (base.scale & 0x7fffu) == 0 ||
+         (learns_zero && std::fabs(zero_point(base)) > kLargestZeroPoint);
+}
+
 // One zero-point step against one relative scale step. A step of 5e-3 on the scales then moves
 // zero-points by 0.03 codes, a tenth of the rounding error's spread.
 constexpr double kZeroRateFactor = 6.0;
@@ -124,6 +132,7 @@ class ScaleTuning final : public TuningMethod {
             target.base_offsets.empty() ? f16{0} : target.base_offsets[index]};
   }
   f16 zero_value(const Target& target, std::size_t index) const {
+    if (is_frozen(base(target, index), true)) return 0;  // unused
     const float shift =
         parameters_.values[target.zero_begin + master_index(*target.matrix, index)];
     return f32_to_f16(zero_point(base(target, index)) + shift);
@@ -158,7 +167,7 @@ class ScaleTuning final : public TuningMethod {
          index < static_cast<std::size_t>(tile_end) * per_tile; ++index) {
       const std::size_t local = index - static_cast<std::size_t>(tile_begin) * per_tile;
       const GroupValues old = base(target, index);
-      if ((old.scale & 0x7fffu) == 0) continue;  // frozen: nothing to multiply
+      if (is_frozen(old, target.zeros)) continue;
       const std::size_t master = master_index(matrix, index);
       const float scale = f16_to_f32(old.scale);
       const float d_m = d_offset != nullptr ? d_offset[local] : 0.0f;
@@ -183,7 +192,7 @@ class ScaleTuning final : public TuningMethod {
 }  // namespace
 
 GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero) {
-  if ((base.scale & 0x7fffu) == 0) return base;
+  if (is_frozen(base, zero.has_value())) return base;
   const float new_scale = f16_to_f32(scale);
   if (zero) return {scale, f32_to_f16(-new_scale * f16_to_f32(*zero))};
   const float ratio = f16_to_f32(base.offset) / f16_to_f32(base.scale);

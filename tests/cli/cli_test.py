@@ -13,7 +13,7 @@ import tempfile
 import time
 import unittest
 
-TRIMPOT, MAKE_TOY_MODEL = sys.argv[1:3]
+TRIMPOT, MAKE_TOY_MODEL = map(os.path.abspath, sys.argv[1:3])
 
 
 class Cli(unittest.TestCase):
@@ -57,9 +57,9 @@ class Cli(unittest.TestCase):
         self.assertEqual({name for name in set(os.listdir(self.folder)) - before
                           if not name.endswith(".run")}, set())
 
-    def tune(self, output, *args, **options):
+    def tune(self, output, *args, steps=4):
         return self.trimpot("tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", output,
-                            "--max-steps", "4", "--batch-size", "4", "--json", *args, **options)
+                            "--max-steps", steps, "--batch-size", "4", "--json", *args)
 
     def test_tuned_file_differs_in_scales_only(self):
         self.tune("tuned.gguf")
@@ -97,7 +97,7 @@ class Cli(unittest.TestCase):
         self.assertTrue(files[0] == files[1] == files[2])
 
     def test_interrupt_and_resume_give_the_same_file(self):
-        self.tune("straight.gguf", "--max-steps", "400")
+        self.tune("straight.gguf", steps=400)
         args = [TRIMPOT, "tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", "stopped.gguf",
                 "--max-steps", "400", "--batch-size", "4", "--logging-steps", "1"]
         process = subprocess.Popen(args, cwd=self.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

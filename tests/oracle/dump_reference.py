@@ -12,7 +12,7 @@ import torch
 from oracle import Reference, mean_cross_entropy, read_text
 from safetensors.torch import save_file
 
-# Written for this file: names, digits, quotes, several scripts, blank lines and doubled spaces, about 700 tokens.
+# Written for this file: names, digits, quotes, several scripts, blank lines and doubled spaces, just over 512 tokens.
 TEXT = """The workshop at the end of Lime Street opens at 7:45, and by eight the kettle has boiled twice. Ada Brandt mends
 radios there. She has 312 of them on the shelves, sorted not by maker but by the sound they make when they fail.
 
@@ -28,9 +28,9 @@ listener," she said, "and I make coffee."
 == The long wave ==
 
 In the evening the station from across the sea comes in: first a whistle, then a voice reading the depths of
-harbours. "Nord, 3.5 metres. Süd, 2.25 metres. Œre, 11." Nobody in Lime Street owns a boat. Still, six or seven
+harbours. "Nord, 3.5 metres. S\u00fcd, 2.25 metres. \u0152re, 11." Nobody in Lime Street owns a boat. Still, six or seven
 neighbours come in, stand between the shelves and wait for the number of the harbour they like best. The baker's is
-Œre, because it never changes; the children prefer 水門, which the reader cannot pronounce.
+\u0152re, because it never changes; the children prefer \u6c34\u9580, which the reader cannot pronounce.
 
 for i in range(10):
     print(i, "volts", i * 0.625)
