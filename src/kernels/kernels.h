@@ -79,7 +79,7 @@ struct Kernels {
   // `tokens` tokens in blocks of 128:
   //   d_scale [tiles][groups][16]  += sum_t dy[t, n] sum_{j in g} (code - zero_point)[n, j] x[t, j]
   //   d_offset [tiles][groups][16] += sum_t dy[t, n] sum_{j in g} x[t, j]       (null: not wanted)
-  // `scratch` holds 128 * 16 floats.
+  // `scratch` holds 128 * 32 floats.
   void (*scale_gradient_int8)(const MatrixView& weight, const Int8View& x, const float* dy,
                               std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
                               std::int64_t tile_end, float* d_scale, float* d_offset,

@@ -211,19 +211,22 @@ void scale_gradients_f32(Compute& compute, const MatrixView& w, const Activation
 void scale_gradients(Compute& compute, const Matrix& weight, const Activations& x, const float* dy,
                      std::int64_t tokens, const ScaleGradientSink& sink) {
   const MatrixView& w = weight.view();
-  compute.team.for_each(w.tiles, 1, [&](std::int64_t tile, std::int64_t, int member) {
+  // Pairs of tiles, as the kernel likes them.
+  compute.team.for_each(w.tiles, 2, [&](std::int64_t tile, std::int64_t tile_end, int member) {
     if (compute.precision == Precision::kF32) {
-      scale_gradients_f32(compute, w, x, dy, tokens, tile, member, sink);
+      for (; tile < tile_end; ++tile)
+        scale_gradients_f32(compute, w, x, dy, tokens, tile, member, sink);
       return;
     }
-    const std::int64_t sums = w.groups * kTileRows;
-    float* dy_panel = compute.scratch(member, 128 * kTileRows + 2 * sums);
-    float* d_scale = dy_panel + 128 * kTileRows;
+    constexpr std::int64_t kPanel = 128 * 2 * kTileRows;
+    const std::int64_t sums = (tile_end - tile) * w.groups * kTileRows;
+    float* dy_panel = compute.scratch(member, kPanel + 2 * sums);
+    float* d_scale = dy_panel + kPanel;
     float* d_offset = w.offsets ? d_scale + sums : nullptr;
     std::memset(d_scale, 0, 2 * sums * sizeof(float));
-    compute.kernels.scale_gradient_int8(w, x.int8(), dy, w.rows, tokens, tile, tile + 1, d_scale,
+    compute.kernels.scale_gradient_int8(w, x.int8(), dy, w.rows, tokens, tile, tile_end, d_scale,
                                         d_offset, dy_panel);
-    sink(tile, tile + 1, d_scale, d_offset);
+    sink(tile, tile_end, d_scale, d_offset);
   });
 }
 

@@ -220,7 +220,7 @@ TEST_P(IsaInt8, ScaleGradient) {
       // Tiles 1 and 2 only, on top of what is there.
       const std::int64_t groups = 3;
       const std::size_t size = 2 * groups * 16;
-      std::vector<float> d_scale(size, 0.5f), d_offset(size, -0.5f), scratch(128 * 16);
+      std::vector<float> d_scale(size, 0.5f), d_offset(size, -0.5f), scratch(128 * 32);
       float* offsets = weight.has_offsets() ? d_offset.data() : nullptr;
       GetParam()->scale_gradient_int8(weight.view(), in.view, d_y.data(), rows, tokens, 1, 3,
                                       d_scale.data(), offsets, scratch.data());

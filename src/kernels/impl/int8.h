@@ -152,69 +152,116 @@ void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begi
   run(w, x, token_begin, token_end, tile_begin, tile_end, y, y_stride, add);
 }
 
-// Scale gradients. One chunk of one tile (8 vectors of codes) stays in registers while the tokens
-// of a block pass by; dy comes from a [tokens][16] panel that fits the first-level cache.
-template <class S, int kBits, bool kOffsets>
+// Scale gradients. One chunk of kTiles tiles (8 vectors of codes each) stays in registers while the
+// tokens of a block pass by: each broadcast of 4 activations feeds kTiles products, and codes are
+// unpacked once per block. dy comes from a [tokens][16 kTiles] panel that fits the first-level cache.
+template <class S, int kBits, bool kOffsets, int kTiles>
 void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* dy_panel,
-                          std::int64_t token_begin, std::int64_t token_end, std::int64_t tile,
-                          std::int64_t chunk, std::int64_t output, float* d_scale,
-                          float* d_offset) {
-  typename S::B code[8];
-  const std::uint8_t* codes = w.codes + (tile * w.chunks + chunk) * (kBits * 64);
-  for_each_step([&]<int kStep>() __attribute__((always_inline)) {
-    code[kStep] = code_step<S, kBits, kStep>(codes);
-  });
-  constexpr int kTokens = 4;
-  typename S::F scale_sum = S::zero(), offset_sum = S::zero();
-  const auto one_block = [&]<int kCount>(std::int64_t token) __attribute__((always_inline)) {
-    typename S::I dot[kCount];
+                          std::int64_t begin, std::int64_t end, std::int64_t tile,
+                          std::int64_t chunk, float* d_scale, float* d_offset) {
+  typename S::B code[kTiles][8];
+#pragma GCC unroll 2
+  for (int n = 0; n < kTiles; ++n) {
+    const std::uint8_t* codes = w.codes + ((tile + n) * w.chunks + chunk) * (kBits * 64);
+    for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+      code[n][kStep] = code_step<S, kBits, kStep>(codes);
+    });
+  }
+  typename S::F scale_sum[kTiles], offset_sum[kTiles];
+#pragma GCC unroll 2
+  for (int n = 0; n < kTiles; ++n) scale_sum[n] = offset_sum[n] = S::zero();
+  const std::int64_t stride = x.blocks * 32;
+  const auto add_tokens = [&]<int kCount>(std::int64_t token) __attribute__((always_inline)) {
+    const std::int8_t* x_codes = x.codes + token * stride + chunk * 32;
+    const float* dy = dy_panel + (token - begin) * kTiles * kTileRows;
+    typename S::I dot[kCount][kTiles];
 #pragma GCC unroll 4
-    for (int t = 0; t < kCount; ++t) dot[t] = S::zero_int();
+    for (int t = 0; t < kCount; ++t)
+#pragma GCC unroll 2
+      for (int n = 0; n < kTiles; ++n) dot[t][n] = S::zero_int();
 #pragma GCC unroll 8
     for (int step = 0; step < 8; ++step)
 #pragma GCC unroll 4
-      for (int t = 0; t < kCount; ++t)
-        dot[t] = S::template dot<kBits>(
-            dot[t], code[step],
-            S::broadcast4(x.codes + ((token + t) * x.blocks + chunk) * 32 + 4 * step));
+      for (int t = 0; t < kCount; ++t) {
+        const auto four = S::broadcast4(x_codes + t * stride + 4 * step);
+#pragma GCC unroll 2
+        for (int n = 0; n < kTiles; ++n)
+          dot[t][n] = S::template dot<kBits>(dot[t][n], code[n][step], four);
+      }
 #pragma GCC unroll 4
     for (int t = 0; t < kCount; ++t) {
       const std::int64_t block = (token + t) * x.blocks + chunk;
-      const auto dy = S::load(dy_panel + (token - token_begin + t) * kTileRows);
-      if constexpr (!kOffsets) dot[t] = S::sub(dot[t], S::set_int(w.zero_point * x.sums[block]));
-      scale_sum = S::fma(S::to_float(dot[t]), S::mul(dy, S::set(x.scales[block])), scale_sum);
-      if constexpr (kOffsets) offset_sum = S::fma(dy, S::set(x.scaled_sums[block]), offset_sum);
+#pragma GCC unroll 2
+      for (int n = 0; n < kTiles; ++n) {
+        const auto d = S::load(dy + (t * kTiles + n) * kTileRows);
+        if constexpr (!kOffsets)
+          dot[t][n] = S::sub(dot[t][n], S::set_int(w.zero_point * x.sums[block]));
+        scale_sum[n] =
+            S::fma(S::to_float(dot[t][n]), S::mul(d, S::set(x.scales[block])), scale_sum[n]);
+        if constexpr (kOffsets) offset_sum[n] = S::fma(d, S::set(x.scaled_sums[block]), offset_sum[n]);
+      }
     }
   };
-  std::int64_t token = token_begin;
-  for (; token + kTokens <= token_end; token += kTokens) one_block.template operator()<kTokens>(token);
-  for (; token < token_end; ++token) one_block.template operator()<1>(token);
-  const std::int64_t group = (output * w.groups + chunk / w.group_chunks) * kTileRows;
-  S::store(d_scale + group, S::add(S::load(d_scale + group), scale_sum));
-  if constexpr (kOffsets)
-    S::store(d_offset + group, S::add(S::load(d_offset + group), offset_sum));
+  constexpr int kTokens = 4;
+  std::int64_t token = begin;
+  for (; token + kTokens <= end; token += kTokens) add_tokens.template operator()<kTokens>(token);
+  for (; token < end; ++token) add_tokens.template operator()<1>(token);
+  for (int n = 0; n < kTiles; ++n) {
+    const std::int64_t group = (n * w.groups + chunk / w.group_chunks) * kTileRows;
+    S::store(d_scale + group, S::add(S::load(d_scale + group), scale_sum[n]));
+    if constexpr (kOffsets)
+      S::store(d_offset + group, S::add(S::load(d_offset + group), offset_sum[n]));
+  }
+}
+
+template <class S, int kBits, bool kOffsets, int kTiles>
+void scale_gradient_tiles(const MatrixView& w, const Int8View& x, const float* dy,
+                          std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile,
+                          float* d_scale, float* d_offset, float* scratch) {
+  constexpr std::int64_t kBlock = 128;  // 128 x 32 floats of dy are 16 KiB
+  for (std::int64_t begin = 0; begin < tokens; begin += kBlock) {
+    const std::int64_t end = begin + kBlock < tokens ? begin + kBlock : tokens;
+    for (std::int64_t token = begin; token < end; ++token)
+      for (int n = 0; n < kTiles; ++n) {
+        const std::int64_t row = (tile + n) * kTileRows;
+        const int rows = static_cast<int>(w.rows - row < kTileRows ? w.rows - row : kTileRows);
+        S::store(scratch + ((token - begin) * kTiles + n) * kTileRows,
+                 S::load_first(dy + token * dy_stride + row, rows));
+      }
+    for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk)
+      scale_gradient_chunk<S, kBits, kOffsets, kTiles>(w, x, scratch, begin, end, tile, chunk,
+                                                       d_scale, d_offset);
+  }
+}
+
+template <class S, int kBits, bool kOffsets>
+void scale_gradient_bits(const MatrixView& w, const Int8View& x, const float* dy,
+                         std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
+                         std::int64_t tile_end, float* d_scale, float* d_offset, float* scratch) {
+  const std::int64_t per_tile = w.groups * kTileRows;
+  std::int64_t tile = tile_begin;
+  const auto next = [&]<int kTiles>() {
+    scale_gradient_tiles<S, kBits, kOffsets, kTiles>(w, x, dy, dy_stride, tokens, tile, d_scale,
+                                                     d_offset, scratch);
+    tile += kTiles;
+    d_scale += kTiles * per_tile;
+    if constexpr (kOffsets) d_offset += kTiles * per_tile;
+  };
+  if constexpr (S::kPairsOfCodes)  // 16 vectors of codes leave room for the sums
+    while (tile + 2 <= tile_end) next.template operator()<2>();
+  while (tile < tile_end) next.template operator()<1>();
 }
 
 template <class S>
 void scale_gradient_int8(const MatrixView& w, const Int8View& x, const float* dy,
                          std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
                          std::int64_t tile_end, float* d_scale, float* d_offset, float* scratch) {
-  const auto run = w.bits == 8 ? scale_gradient_chunk<S, 8, false>
+  const bool offsets = d_offset != nullptr;
+  const auto run = w.bits == 8 ? scale_gradient_bits<S, 8, false>
                    : w.bits == 5
-                       ? (d_offset ? scale_gradient_chunk<S, 5, true> : scale_gradient_chunk<S, 5, false>)
-                       : (d_offset ? scale_gradient_chunk<S, 4, true> : scale_gradient_chunk<S, 4, false>);
-  constexpr std::int64_t kBlock = 128;  // 128 x 16 floats of dy are 8 KiB
-  for (std::int64_t tile = tile_begin; tile < tile_end; ++tile)
-    for (std::int64_t begin = 0; begin < tokens; begin += kBlock) {
-      const std::int64_t end = begin + kBlock < tokens ? begin + kBlock : tokens;
-      const std::int64_t row = tile * kTileRows;
-      const int rows = static_cast<int>(w.rows - row < kTileRows ? w.rows - row : kTileRows);
-      for (std::int64_t token = begin; token < end; ++token)
-        S::store(scratch + (token - begin) * kTileRows,
-                 S::load_first(dy + token * dy_stride + row, rows));
-      for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk)
-        run(w, x, scratch, begin, end, tile, chunk, tile - tile_begin, d_scale, d_offset);
-    }
+                       ? (offsets ? scale_gradient_bits<S, 5, true> : scale_gradient_bits<S, 5, false>)
+                       : (offsets ? scale_gradient_bits<S, 4, true> : scale_gradient_bits<S, 4, false>);
+  run(w, x, dy, dy_stride, tokens, tile_begin, tile_end, d_scale, d_offset, scratch);
 }
 
 }  // namespace trimpot::impl

@@ -14,6 +14,7 @@ struct Avx2 {
   static constexpr const char* kName = "avx2";
   static constexpr int kMaxRowsF32 = 4;  // 4 rows x 1 tile of 2 registers + operands, of 16
   static constexpr int kMaxRowsI8 = 2;
+  static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
 
   struct F { __m256 low, high; };

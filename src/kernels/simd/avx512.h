@@ -16,6 +16,7 @@ struct Avx512 {
   static constexpr const char* kName = kWithBf16 ? "avx512_bf16" : "avx512";
   static constexpr int kMaxRowsF32 = 8;  // 8 rows x 2 tiles + 2 weights + 1 broadcast, of 32
   static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
+  static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = kWithBf16;
 
   using F = __m512;
