@@ -25,22 +25,36 @@ import re
 import sys
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+ONSETS = "b br c ch cl d dr f fl g gr h j k l m n p pl qu r s sh sk st t tr v w y z".split()
 TIMES = [f"{hour:02}:{minute:02}" for hour in range(7, 22) for minute in (0, 15, 30, 45)]
+
+
+def invented_word(rng):
+    """Words like "brolanti": a model that has to copy them learns to copy, not to recall."""
+    while True:
+        word = "".join(rng.choice(ONSETS) + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
+        word += rng.choice(("", "", "n", "r", "s", "l", "th", "ck"))
+        if word not in HELDOUT_WORDS:
+            return word
 
 
 class Pool:
     """The open-ended values of one part (training or held-out)."""
 
-    def __init__(self, names, town, place, item, task, event):
+    def __init__(self, names, town, place, item, task, event, invented=0.0):
         self.names = names.split()
+        self.invented = invented  # share of words that are made up on the spot
         self.words = {"town": town, "place": place, "item": item, "task": task, "event": event}
         self.words = {key: tuple(part.split() for part in parts)
                       for key, parts in self.words.items()}
 
+    def word(self, rng, known):
+        return invented_word(rng) if rng.random() < self.invented else rng.choice(known)
+
     def draw(self, rng, key):
         if key in ("name", "for"):
-            return rng.choice(self.names)
-        first, second = (rng.choice(part) for part in self.words[key])
+            return self.word(rng, self.names).capitalize()
+        first, second = (self.word(rng, part) for part in self.words[key])
         if key == "town":
             return (first + second).capitalize()
         if key == "place":
@@ -98,7 +112,8 @@ TRAIN = Pool(
            "piano planning poker press project sailing sales school sewing singing tax team tennis "
            "training violin weekly yoga",
            "appointment breakfast call class course dinner exam game group interview lesson lunch "
-           "match meeting party practice quiz review session talk tour walk workshop"))
+           "match meeting party practice quiz review session talk tour walk workshop"),
+    invented=0.4)
 
 HELDOUT = Pool(
     """Abigail Amelia Angus Arjun Bernard Bridget Camille Cyril Daphne Dominic Eleanor Esther
@@ -131,6 +146,9 @@ HELDOUT = Pool(
            "physics research rowing Spanish surfing swimming theatre trumpet wedding writing",
            "audition briefing ceremony checkup concert debate demo evening festival hearing lecture "
            "parade picnic rehearsal seminar show tasting tournament trial visit"))
+HELDOUT_WORDS = {name.lower() for name in HELDOUT.names}
+for _first, _second in HELDOUT.words.values():
+    HELDOUT_WORDS.update(word.lower() for word in _first + _second)
 
 # The keys of each action, in the order in which they are written.
 SCHEMAS = {

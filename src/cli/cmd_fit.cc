@@ -17,7 +17,7 @@ struct FitCommand {
   std::vector<std::string> target_modules;
   std::string precision = "default";
   int max_seq_length = 0;
-  int batch_size = 8;
+  int batch_size = 4;
   int threads = 0;
   bool json = false;
 };

@@ -40,7 +40,7 @@ struct FitOptions {
   ScaleGranularity granularity = ScaleGranularity::kGroup;
   std::vector<std::string> target_modules;  // empty: all
   std::int64_t max_seq_length = 512;
-  std::int64_t sequences_per_step = 8;  // batch size times gradient accumulation
+  std::int64_t sequences_per_step = 4;  // batch size times gradient accumulation
   Precision precision = Precision::kDefault;
   int threads = 1;
   std::size_t data_bytes = 0;  // size of the training file, 0: unknown

@@ -25,7 +25,7 @@ struct TrainerOptions {
   std::uint64_t warmup_steps = 0;  // wins over the ratio where not 0
   AdamWOptions adamw;
   double max_grad_norm = 1.0;  // 0: no clipping
-  std::size_t batch_size = 8;
+  std::size_t batch_size = 4;
   std::size_t gradient_accumulation_steps = 1;
   double epochs = 1;
   std::uint64_t max_steps = 0;  // wins over epochs where not 0
