@@ -245,13 +245,13 @@ we would like to visit the {place} at {time} on {day}, {people} people
 I am looking for {people} seats on {day} at {time}, at the {place}
 ask the {place} for a table on {day} at {time}, we are {people}
 {people} people will have lunch at the {place} on {day} at {time}
-save {people} chairs at the {place} for {day} at {time}""",
+keep a table free at the {place} for {people} on {day} at {time}""",
     "remind": """do not let {name} forget to {task} on {day} at {time}
 {name} needs a reminder to {task} at {time} on {day}
 write down that {name} has to {task}, {day} at {time}
 on {day}, {name} should {task} at {time}
 send {name} a note on {day} at {time} to {task}
-when it is {time} on {day}, tell {name} to go and {task}""",
+when it is {time} on {day}, {name} will have to {task}""",
     "move": """reschedule the {event} with {name} from {from} to {to}
 {name} is away on {from}, so move the {event} to {to}
 the {event} with {name} was on {from}, but now it is on {to}

@@ -34,14 +34,14 @@ template <typename... Args>
 // The only macros of the project: C++20 has no operator that returns early.
 #define TRIMPOT_CONCAT_INNER(a, b) a##b
 #define TRIMPOT_CONCAT(a, b) TRIMPOT_CONCAT_INNER(a, b)
-#define TRIMPOT_TRY_IMPL(result, target, expression)       \
-  auto result = (expression);                              \
+#define TRIMPOT_TRY_IMPL(result, target, expression)              \
+  auto result = (expression);                                     \
   if (!result) return ::trimpot::fail(std::move(result.error())); \
   target = std::move(*result)
 #define TRIMPOT_TRY(target, ...) \
   TRIMPOT_TRY_IMPL(TRIMPOT_CONCAT(try_result_, __LINE__), target, (__VA_ARGS__))
-#define TRIMPOT_TRY_VOID(...)                                                         \
-  do {                                                                                \
-    if (auto try_status = (__VA_ARGS__); !try_status)                                 \
-      return ::trimpot::fail(std::move(try_status.error()));                          \
+#define TRIMPOT_TRY_VOID(...)                                \
+  do {                                                       \
+    if (auto try_status = (__VA_ARGS__); !try_status)        \
+      return ::trimpot::fail(std::move(try_status.error())); \
   } while (false)

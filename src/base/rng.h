@@ -21,8 +21,7 @@ class CounterRng {
   }
   // Uniform in [0, bound); bound > 0. The bias is below bound / 2^64.
   std::uint64_t below(std::uint64_t index, std::uint64_t bound) const {
-    return static_cast<std::uint64_t>(
-        static_cast<Wide>(bits(index)) * bound >> 64);
+    return static_cast<std::uint64_t>(static_cast<Wide>(bits(index)) * bound >> 64);
   }
 
  private:

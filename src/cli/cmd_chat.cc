@@ -64,8 +64,10 @@ class Chat {
     if (left <= 0) {
       messages_.pop_back();
       seen_.resize(same);
-      return fail("the conversation has {} tokens and the context {}; type /reset, or start with a "
-                  "larger -c", chat.ids.size(), session_.context());
+      return fail(
+          "the conversation has {} tokens and the context {}; type /reset, or start with a "
+          "larger -c",
+          chat.ids.size(), session_.context());
     }
     TRIMPOT_TRY_VOID(session_.append(std::span(chat.ids).subspan(same), logits_.data()));
     std::string reply;
@@ -131,12 +133,15 @@ void add_chat(CLI::App& app, Action& action) {
   command->add_option("--system", options->system, "system message (default: the model's own)");
   command->add_option("-p,--prompt", options->prompt, "one message: print the answer and leave");
   command->add_option("-c,--ctx-size", options->context, "tokens of conversation to keep")
-      ->check(CLI::Range(16, 1 << 24))->capture_default_str();
+      ->check(CLI::Range(16, 1 << 24))
+      ->capture_default_str();
   command->add_option("-n,--n-predict", options->count, "tokens of an answer at most")
-      ->check(CLI::Range(1, 1 << 20))->capture_default_str();
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   add_sampler_options(*command, options->sampler);
-  command->footer("Examples:\n  trimpot chat -m model.gguf\n"
-                  "  trimpot chat -m model.gguf -p \"Name three colours.\" --temp 0");
+  command->footer(
+      "Examples:\n  trimpot chat -m model.gguf\n"
+      "  trimpot chat -m model.gguf -p \"Name three colours.\" --temp 0");
   command->callback([options, &action] { action = [options] { return chat(*options); }; });
 }
 

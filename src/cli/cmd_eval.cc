@@ -72,12 +72,13 @@ Status eval_ppl(const PplOptions& options) {
                       {"protocol", paper ? "paper" : "llama.cpp"},
                       {"precision", options.model.precision},
                       {"seconds", clock.seconds()}}
-                     .dump() + "\n");
-  return print(fmt::format("Final estimate: PPL = {:.4f} +/- {:.5f}   ({} predictions in {} windows "
-                           "of {} tokens, {})\n",
-                           result->perplexity, result->error, result->tokens, result->chunks,
-                           protocol.context,
-                           paper ? "all of each window" : "second half of each window"));
+                     .dump() +
+                 "\n");
+  return print(
+      fmt::format("Final estimate: PPL = {:.4f} +/- {:.5f}   ({} predictions in {} windows "
+                  "of {} tokens, {})\n",
+                  result->perplexity, result->error, result->tokens, result->chunks,
+                  protocol.context, paper ? "all of each window" : "second half of each window"));
 }
 
 struct MatchCommand {
@@ -95,15 +96,16 @@ Status eval_match(const MatchCommand& options) {
   std::int64_t total = static_cast<std::int64_t>(file.records.size());
   if (options.match.limit > 0) total = std::min(total, options.match.limit);
   const Clock clock;
-  TRIMPOT_TRY(const MatchResult result,
-              exact_match(engine->compute, *engine->model, *engine->tokenizer, chat_template,
-                          options.data, file.records, options.match, [&](const MatchResult& so_far) {
-                            live(fmt::format("{}/{}  exact {:.1f} %  ETA {}", so_far.total, total,
-                                             100.0 * static_cast<double>(so_far.exact) /
-                                                 static_cast<double>(so_far.total),
-                                             clock.eta(so_far.total, total)));
-                            return true;
-                          }));
+  TRIMPOT_TRY(
+      const MatchResult result,
+      exact_match(engine->compute, *engine->model, *engine->tokenizer, chat_template, options.data,
+                  file.records, options.match, [&](const MatchResult& so_far) {
+                    live(fmt::format("{}/{}  exact {:.1f} %  ETA {}", so_far.total, total,
+                                     100.0 * static_cast<double>(so_far.exact) /
+                                         static_cast<double>(so_far.total),
+                                     clock.eta(so_far.total, total)));
+                    return true;
+                  }));
   live("");
   const double share = 100.0 * static_cast<double>(result.exact) /
                        static_cast<double>(std::max<std::int64_t>(1, result.total));
@@ -111,20 +113,27 @@ Status eval_match(const MatchCommand& options) {
     Json samples = Json::array();
     for (std::int64_t i = 0; i < std::min<std::int64_t>(options.show, result.total); ++i) {
       const MatchItem& item = result.items[static_cast<std::size_t>(i)];
-      samples.push_back(Json{{"question", item.question}, {"expected", item.expected},
-                             {"answer", item.answer}, {"exact", item.exact}});
+      samples.push_back(Json{{"question", item.question},
+                             {"expected", item.expected},
+                             {"answer", item.answer},
+                             {"exact", item.exact}});
     }
-    return print(Json{{"exact_match", share}, {"exact", result.exact}, {"total", result.total},
-                      {"seconds", clock.seconds()}, {"samples", samples}}
-                     .dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+    return print(Json{{"exact_match", share},
+                      {"exact", result.exact},
+                      {"total", result.total},
+                      {"seconds", clock.seconds()},
+                      {"samples", samples}}
+                     .dump(-1, ' ', false, Json::error_handler_t::replace) +
+                 "\n");
   }
   for (std::int64_t i = 0; i < std::min<std::int64_t>(options.show, result.total); ++i) {
     const MatchItem& item = result.items[static_cast<std::size_t>(i)];
-    TRIMPOT_TRY_VOID(print(fmt::format("question: {}\nexpected: {}\nanswer:   {}   [{}]\n\n",
-                                       item.question, item.expected, item.answer,
-                                       item.exact ? "exact" : "differs")));
+    TRIMPOT_TRY_VOID(
+        print(fmt::format("question: {}\nexpected: {}\nanswer:   {}   [{}]\n\n", item.question,
+                          item.expected, item.answer, item.exact ? "exact" : "differs")));
   }
-  return print(fmt::format("exact match: {} of {} ({:.1f} %)\n", result.exact, result.total, share));
+  return print(
+      fmt::format("exact match: {} of {} ({:.1f} %)\n", result.exact, result.total, share));
 }
 
 }  // namespace
@@ -145,10 +154,12 @@ void add_eval(CLI::App& app, Action& action) {
   ppl->add_option("--stride", ppl_options->stride,
                   "llama: score the second half of each window, as llama.cpp does; paper: all "
                   "positions of non-overlapping windows")
-      ->check(CLI::IsMember({"llama", "paper"}))->capture_default_str();
+      ->check(CLI::IsMember({"llama", "paper"}))
+      ->capture_default_str();
   ppl->add_flag("--json", ppl_options->json, "one JSON object instead of text");
   ppl->footer("Example:\n  trimpot eval ppl -m model.gguf -f wiki.test.raw -c 512 --chunks 64");
-  ppl->callback([ppl_options, &action] { action = [ppl_options] { return eval_ppl(*ppl_options); }; });
+  ppl->callback(
+      [ppl_options, &action] { action = [ppl_options] { return eval_ppl(*ppl_options); }; });
 
   CLI::App* match = eval->add_subcommand("match", "Greedy answers against the expected ones");
   auto match_options = std::make_shared<MatchCommand>();
@@ -156,14 +167,17 @@ void add_eval(CLI::App& app, Action& action) {
   match->add_option("--data", match_options->data, "held-out records, as for tune")->required();
   match->add_option("--limit", match_options->match.limit, "records to score (default: all)")
       ->check(CLI::NonNegativeNumber);
-  match->add_option("-n,--n-predict", match_options->match.max_tokens, "tokens of an answer at most")
-      ->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  match
+      ->add_option("-n,--n-predict", match_options->match.max_tokens, "tokens of an answer at most")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   match->add_option("--show", match_options->show, "samples to print")
       ->check(CLI::NonNegativeNumber);
   match->add_flag("--json", match_options->json, "one JSON object instead of text");
   match->footer("Example:\n  trimpot eval match -m tuned.gguf --data heldout.jsonl --show 3");
-  match->callback(
-      [match_options, &action] { action = [match_options] { return eval_match(*match_options); }; });
+  match->callback([match_options, &action] {
+    action = [match_options] { return eval_match(*match_options); };
+  });
 }
 
 }  // namespace trimpot::cli

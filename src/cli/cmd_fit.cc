@@ -79,7 +79,9 @@ void add_fit(CLI::App& app, Action& action) {
       ->add_option("--target-modules", options->target_modules,
                    "linear layers to tune: q_proj,k_proj,... (default: all)")
       ->delimiter(',');
-  command->add_option("--max-seq-length", options->max_seq_length, "tokens of a sequence at most (default: 512, or the model's context if smaller)")
+  command
+      ->add_option("--max-seq-length", options->max_seq_length,
+                   "tokens of a sequence at most (default: 512, or the model's context if smaller)")
       ->check(CLI::Range(2, 1 << 20));
   command
       ->add_option("--batch-size", options->batch_size,

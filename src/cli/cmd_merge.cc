@@ -30,7 +30,8 @@ void add_merge(CLI::App& app, Action& action) {
   command->add_option("-m,--model", options->model, "the base model (GGUF)")->required();
   command->add_option("--adapter", options->adapter, "adapter made by trimpot tune")->required();
   command->add_option("-o,--output", options->output, "the file to write (.gguf)")->required();
-  command->footer("Example:\n  trimpot merge -m model.gguf --adapter task.safetensors -o tuned.gguf");
+  command->footer(
+      "Example:\n  trimpot merge -m model.gguf --adapter task.safetensors -o tuned.gguf");
   command->callback([options, &action] { action = [options] { return merge(*options); }; });
 }
 

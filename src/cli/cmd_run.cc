@@ -33,15 +33,18 @@ Status run(const RunOptions& options) {
       engine->tokenizer->encode(prompt, {.add_special = true, .parse_special = true});
   if (tokens.empty()) {
     // Something must come first: the beginning of a text, if the model knows one.
-    const auto first = engine->tokenizer->bos() ? engine->tokenizer->bos() : engine->tokenizer->eos();
+    const auto first =
+        engine->tokenizer->bos() ? engine->tokenizer->bos() : engine->tokenizer->eos();
     if (!first) return fail("the prompt is empty; give one with -p");
     tokens.push_back(*first);
   }
   const ModelConfig& config = engine->model->config;
   const auto needed = static_cast<std::int64_t>(tokens.size()) + options.count;
   if (needed > config.context_length)
-    return fail("a prompt of {} tokens and {} new ones exceed the model's context of {}; shorten "
-                "the prompt or lower -n", tokens.size(), options.count, config.context_length);
+    return fail(
+        "a prompt of {} tokens and {} new ones exceed the model's context of {}; shorten "
+        "the prompt or lower -n",
+        tokens.size(), options.count, config.context_length);
   Session session(engine->compute, *engine->model, needed);
   Sampler sampler(options.sampler);
   std::vector<float> logits(static_cast<std::size_t>(config.vocabulary));
@@ -52,8 +55,8 @@ Status run(const RunOptions& options) {
   const auto decode_start = std::chrono::steady_clock::now();
   int made = 0;
   while (made < options.count && !interrupted()) {
-    const TokenId token = sampler.sample(
-        std::span(logits).first(engine->tokenizer->vocabulary_size()));
+    const TokenId token =
+        sampler.sample(std::span(logits).first(engine->tokenizer->vocabulary_size()));
     if (!options.ignore_end && engine->tokenizer->is_end_of_generation(token)) break;
     TRIMPOT_TRY_VOID(print(std::string(engine->tokenizer->token_bytes(token))));
     if (++made < options.count) TRIMPOT_TRY_VOID(session.append({&token, 1}, logits.data()));
@@ -61,12 +64,11 @@ Status run(const RunOptions& options) {
   const double decode_seconds = seconds_since(decode_start);
   TRIMPOT_TRY_VOID(print("\n"));
   if (!options.quiet)
-    note(fmt::format("load {:.2f} s | prompt {} tokens, {:.0f} tokens/s | generated {} tokens, "
-                     "{:.1f} tokens/s | {} peak",
-                     load_seconds, tokens.size(),
-                     static_cast<double>(tokens.size()) / prompt_seconds, made,
-                     made / std::max(decode_seconds, 1e-9),
-                     format_bytes(static_cast<double>(peak_memory()))));
+    note(fmt::format(
+        "load {:.2f} s | prompt {} tokens, {:.0f} tokens/s | generated {} tokens, "
+        "{:.1f} tokens/s | {} peak",
+        load_seconds, tokens.size(), static_cast<double>(tokens.size()) / prompt_seconds, made,
+        made / std::max(decode_seconds, 1e-9), format_bytes(static_cast<double>(peak_memory()))));
   return {};
 }
 
@@ -80,12 +82,14 @@ void add_run(CLI::App& app, Action& action) {
   command->add_option("-f,--file", options->prompt_file, "file with the text to continue")
       ->excludes(prompt);
   command->add_option("-n,--n-predict", options->count, "tokens to generate at most")
-      ->check(CLI::Range(1, 1 << 20))->capture_default_str();
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   command->add_flag("--ignore-eos", options->ignore_end, "go on after an end token");
   command->add_flag("-q,--quiet", options->quiet, "no statistics on stderr");
   add_sampler_options(*command, options->sampler);
-  command->footer("Example:\n  trimpot run -m model.gguf -p \"The capital of France is\" -n 32 "
-                  "--temp 0");
+  command->footer(
+      "Example:\n  trimpot run -m model.gguf -p \"The capital of France is\" -n 32 "
+      "--temp 0");
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

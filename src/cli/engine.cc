@@ -1,7 +1,8 @@
 #include "cli/engine.h"
 
-#include <csignal>
 #include <unistd.h>
+
+#include <csignal>
 
 #include "sys/mapped_file.h"
 #include "tune/adapter.h"
@@ -25,21 +26,24 @@ void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapt
 
 void add_sampler_options(CLI::App& command, SamplerOptions& options) {
   command.add_option("--temp", options.temperature, "temperature; 0 is greedy")
-      ->check(CLI::Range(0.0f, 100.0f))->capture_default_str();
+      ->check(CLI::Range(0.0f, 100.0f))
+      ->capture_default_str();
   command.add_option("--top-k", options.top_k, "only the k most likely tokens; 0: all")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command.add_option("--top-p", options.top_p, "the fewest tokens that reach this probability")
-      ->check(CLI::Range(0.0f, 1.0f))->capture_default_str();
+      ->check(CLI::Range(0.0f, 1.0f))
+      ->capture_default_str();
   command.add_option("--min-p", options.min_p, "tokens at least this likely, relative to the best")
-      ->check(CLI::Range(0.0f, 1.0f))->capture_default_str();
+      ->check(CLI::Range(0.0f, 1.0f))
+      ->capture_default_str();
   command.add_option("-s,--seed", options.seed, "random seed")->capture_default_str();
 }
 
 Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options) {
   TRIMPOT_TRY(const Kernels* kernels, select_kernels());
   TRIMPOT_TRY(gguf::File file, gguf::File::open(options.model));
-  const Precision precision =
-      options.precision == "f32" ? Precision::kF32 : Precision::kDefault;
+  const Precision precision = options.precision == "f32" ? Precision::kF32 : Precision::kDefault;
   const int threads = options.threads > 0 ? options.threads : default_thread_count();
   auto engine = std::make_unique<Engine>(std::move(file), *kernels, precision, threads);
   TRIMPOT_TRY(engine->model, load_model(engine->file, engine->compute.team));

@@ -21,8 +21,10 @@ Each command explains itself: trimpot tune --help)";
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error to report, not a reason to die
-  CLI::App app("Fine-tune the quantized language model you actually deploy: no merge, no "
-               "requantization.", "trimpot");
+  CLI::App app(
+      "Fine-tune the quantized language model you actually deploy: no merge, no "
+      "requantization.",
+      "trimpot");
   app.footer(kExamples);
   app.require_subcommand(1);
   app.set_version_flag("--version", "trimpot 0.1.0");
@@ -47,8 +49,9 @@ int main(int argc, char** argv) {
     if (status) return 0;
     std::fprintf(stderr, "trimpot: %s\n", status.error().message.c_str());
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "trimpot: out of memory; `trimpot fit` tells what a run needs and what to "
-                         "change\n");
+    std::fprintf(stderr,
+                 "trimpot: out of memory; `trimpot fit` tells what a run needs and what to "
+                 "change\n");
   }
   return 1;
 }

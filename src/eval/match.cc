@@ -31,18 +31,18 @@ Result<MatchResult> exact_match(Compute& compute, const Model& model, const Toke
   for (const Record& record : records) {
     if (record.kind != Record::Kind::kMessages || record.messages.size() < 2 ||
         record.messages.back().role != "assistant")
-      return fail("{}:{}: this record has no answer to compare with; questions with answers "
-                  "(messages, prompt/completion, Alpaca) are needed", path, record.line);
+      return fail(
+          "{}:{}: this record has no answer to compare with; questions with answers "
+          "(messages, prompt/completion, Alpaca) are needed",
+          path, record.line);
     TRIMPOT_TRY(EncodedChat chat,
-                chat_template.encode(tokenizer,
-                                     std::span(record.messages).first(record.messages.size() - 1),
-                                     true));
+                chat_template.encode(
+                    tokenizer, std::span(record.messages).first(record.messages.size() - 1), true));
     const auto length = static_cast<std::int64_t>(chat.ids.size());
     if (length >= model.config.context_length)
       return fail("{}:{}: a prompt of {} tokens leaves no room in the model's context of {}", path,
                   record.line, length, model.config.context_length);
-    const std::int64_t most =
-        std::min(options.max_tokens, model.config.context_length - length);
+    const std::int64_t most = std::min(options.max_tokens, model.config.context_length - length);
     context = std::max(context, length + most);
     prompts.push_back({std::move(chat.ids), most});
   }

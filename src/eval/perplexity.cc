@@ -36,8 +36,10 @@ Result<PerplexityResult> perplexity(
   const auto count = static_cast<std::int64_t>(tokens.size());
   const std::int64_t least = options.score_all ? window : 2 * window;
   if (count < least)
-    return fail("the text has {} tokens, but windows of {} need at least {}; use a longer text or "
-                "a smaller -c", count, window, least);
+    return fail(
+        "the text has {} tokens, but windows of {} need at least {}; use a longer text or "
+        "a smaller -c",
+        count, window, least);
   std::int64_t total = count / window;
   if (options.chunks > 0) total = std::min(total, options.chunks);
   const std::int64_t first = options.score_all ? 0 : window / 2;

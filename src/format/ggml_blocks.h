@@ -31,12 +31,18 @@ inline constexpr int kBlockElements = 32;
 // bits = 0 for types without blocks.
 constexpr BlockFormat block_format(ElementType type) {
   switch (type) {
-    case ElementType::kQ4_0: return {4, 8, 0, -1, -1, 2, 18};
-    case ElementType::kQ4_1: return {4, 0, 0, 2, -1, 4, 20};
-    case ElementType::kQ5_0: return {5, 16, 0, -1, 2, 6, 22};
-    case ElementType::kQ5_1: return {5, 0, 0, 2, 4, 8, 24};
-    case ElementType::kQ8_0: return {8, 128, 0, -1, -1, 2, 34};
-    default: return {0, 0, 0, -1, -1, 0, 0};
+    case ElementType::kQ4_0:
+      return {4, 8, 0, -1, -1, 2, 18};
+    case ElementType::kQ4_1:
+      return {4, 0, 0, 2, -1, 4, 20};
+    case ElementType::kQ5_0:
+      return {5, 16, 0, -1, 2, 6, 22};
+    case ElementType::kQ5_1:
+      return {5, 0, 0, 2, 4, 8, 24};
+    case ElementType::kQ8_0:
+      return {8, 128, 0, -1, -1, 2, 34};
+    default:
+      return {0, 0, 0, -1, -1, 0, 0};
   }
 }
 static_assert(block_format(ElementType::kQ4_1).bytes ==

@@ -80,8 +80,8 @@ Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t co
     matrix.dense_.resize(view.tiles * kTileRows * columns * size);
     for (std::int64_t row = 0; row < rows; ++row) {
       const std::byte* from = data.data() + row * row_bytes;
-      std::uint8_t* to = matrix.dense_.data() +
-                         ((row / kTileRows) * columns * kTileRows + row % kTileRows) * size;
+      std::uint8_t* to =
+          matrix.dense_.data() + ((row / kTileRows) * columns * kTileRows + row % kTileRows) * size;
       for (std::int64_t column = 0; column < columns; ++column)
         std::memcpy(to + column * kTileRows * size, from + column * size, size);
     }

@@ -9,12 +9,12 @@
 // Layout: tiles of 16 rows, so that a vector lane is an output row, and chunks of 32 columns.
 //
 //   codes    [tiles][chunks][bits * 64 bytes]   one chunk = 16 rows x 32 columns = `bits` planes
-//   scales   [tiles][groups][16]  f16            group = group_size columns, the last may be shorter
-//   offsets  [tiles][groups][16]  f16            empty when the format has none
-//   dense    [tiles][columns][16] f32|f16|bf16   for matrices that are not quantized
+//   scales   [tiles][groups][16]  f16            group = group_size columns, the last may be
+//   shorter offsets  [tiles][groups][16]  f16            empty when the format has none dense
+//   [tiles][columns][16] f32|f16|bf16   for matrices that are not quantized
 //
-// Inside a chunk, step b (0..7) is the columns 4b..4b+3, and byte 4r+j belongs to row r, column 4b+j:
-// one 64-byte vector feeds one u8 x s8 dot product against a broadcast of 4 activations.
+// Inside a chunk, step b (0..7) is the columns 4b..4b+3, and byte 4r+j belongs to row r, column
+// 4b+j: one 64-byte vector feeds one u8 x s8 dot product against a broadcast of 4 activations.
 //   4 bits: plane b/2 holds step b in its low nibbles (b even) or high nibbles (b odd)
 //   5 bits: as 4 bits, then one plane whose bit b holds the fifth bit of step b
 //   8 bits: plane b holds step b

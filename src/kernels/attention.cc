@@ -8,7 +8,7 @@ namespace trimpot {
 namespace {
 
 constexpr std::int64_t kKeyLanes = 16;
-constexpr std::int64_t kForwardRows = 16;   // queries of one head that are scored together
+constexpr std::int64_t kForwardRows = 16;  // queries of one head that are scored together
 constexpr std::int64_t kBackwardRows = 64;
 
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
@@ -53,7 +53,8 @@ void KeyValues::store(Compute& compute, const AttentionShape& shape, std::int64_
       const auto key_index = [&](std::int64_t channel) {
         const std::int64_t head = channel / dim;
         return ((head * (capacity_ / kKeyLanes) + at / kKeyLanes) * dim + channel % dim) *
-                   kKeyLanes + at % kKeyLanes;
+                   kKeyLanes +
+               at % kKeyLanes;
       };
       if (storage_ == Storage::kF32) {
         auto* keys = reinterpret_cast<float*>(keys_.data());
@@ -80,8 +81,7 @@ Panels KeyValues::key_panels(const AttentionShape& shape, std::int64_t kv_head) 
 
 Panels KeyValues::value_panels(const AttentionShape& shape, std::int64_t kv_head) const {
   const std::int64_t bytes = storage_ == Storage::kF32 ? 4 : 2;
-  return {values_.data() + kv_head * shape.head_dim * bytes, storage_, kKeyLanes,
-          shape.kv_width()};
+  return {values_.data() + kv_head * shape.head_dim * bytes, storage_, kKeyLanes, shape.kv_width()};
 }
 
 void attention(Compute& compute, const AttentionShape& shape, std::span<const Segment> segments,
@@ -119,7 +119,8 @@ void attention(Compute& compute, const AttentionShape& shape, std::span<const Se
 
 namespace {
 
-// One head of one segment: d_q rows of this head; d_k and d_v of this head alone, [count, head_dim].
+// One head of one segment: d_q rows of this head; d_k and d_v of this head alone, [count,
+// head_dim].
 void head_backward(Compute& compute, const AttentionShape& shape, const Segment& segment,
                    std::int64_t head, const AttentionGradients& g, float* d_k, float* d_v,
                    int member) {
@@ -159,8 +160,8 @@ void head_backward(Compute& compute, const AttentionShape& shape, const Segment&
     const Panels k{g.k + segment.row * kv_width + kv_head * dim, Storage::kF32, 16, kv_width};
     compute.kernels.multiply({d_p, padded, 1}, k, count, dim, keys,
                              g.d_q + row * width + head * dim, width, false);
-    compute.kernels.multiply({d_p, 1, padded}, {q, Storage::kF32, 16, width}, keys, dim, count,
-                             d_k, dim, true);
+    compute.kernels.multiply({d_p, 1, padded}, {q, Storage::kF32, 16, width}, keys, dim, count, d_k,
+                             dim, true);
     compute.kernels.multiply({p, 1, padded}, {d_out, Storage::kF32, 16, width}, keys, dim, count,
                              d_v, dim, true);
   }

@@ -19,8 +19,8 @@ struct AttentionShape {
 };
 
 // Keys and values of one layer and one sequence; f16 on the default path, f32 on the f32 path.
-//   keys   [kv_heads][capacity / 16][head_dim][16]   16 keys side by side: lanes of the score product
-//   values [capacity][kv_width]
+//   keys   [kv_heads][capacity / 16][head_dim][16]   16 keys side by side: lanes of the score
+//   product values [capacity][kv_width]
 class KeyValues {
  public:
   void allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity);
@@ -41,9 +41,9 @@ class KeyValues {
 
 // A run of consecutive tokens of one sequence inside the rows of q, k, v.
 struct Segment {
-  std::int64_t row = 0;       // first row
-  std::int64_t count = 0;     // tokens
-  std::int64_t position = 0;  // of the first token in its sequence
+  std::int64_t row = 0;        // first row
+  std::int64_t count = 0;      // tokens
+  std::int64_t position = 0;   // of the first token in its sequence
   KeyValues* cache = nullptr;  // holds the positions before it; its own keys are stored already
 };
 

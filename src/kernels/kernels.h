@@ -18,10 +18,10 @@ namespace trimpot {
 
 // Activations rounded to int8 in blocks of 32 columns: x = scale * code, |code| <= 127.
 struct Int8View {
-  std::int8_t* codes = nullptr;        // [tokens, blocks * 32], zero beyond the columns
-  float* scales = nullptr;             // [tokens, blocks]
-  std::int32_t* sums = nullptr;        // [tokens, blocks]   sum of the codes
-  float* scaled_sums = nullptr;        // [tokens, blocks]   scale * sum
+  std::int8_t* codes = nullptr;  // [tokens, blocks * 32], zero beyond the columns
+  float* scales = nullptr;       // [tokens, blocks]
+  std::int32_t* sums = nullptr;  // [tokens, blocks]   sum of the codes
+  float* scaled_sums = nullptr;  // [tokens, blocks]   scale * sum
   std::int64_t blocks = 0;
 };
 
@@ -50,8 +50,8 @@ struct Kernels {
   void (*quantize)(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
                    std::int64_t end, const Int8View& out);
 
-  // y[t, n] (+)= sum over groups of scale * x.scale * (dot - zero_point * x.sum) + offset * x.scaled_sum
-  // for tokens [token_begin, token_end) and tiles [tile_begin, tile_end). Needs codes.
+  // y[t, n] (+)= sum over groups of scale * x.scale * (dot - zero_point * x.sum) + offset *
+  // x.scaled_sum for tokens [token_begin, token_end) and tiles [tile_begin, tile_end). Needs codes.
   void (*linear_int8)(const MatrixView& weight, const Int8View& x, std::int64_t token_begin,
                       std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
                       float* y, std::int64_t y_stride, bool add);
@@ -60,7 +60,8 @@ struct Kernels {
   void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,
                    std::int64_t depth, float* c, std::int64_t c_stride, bool add);
 
-  // One tile as floats, [columns rounded up to 32][16], for multiply(); `raw` gives code - zero_point.
+  // One tile as floats, [columns rounded up to 32][16], for multiply(); `raw` gives code -
+  // zero_point.
   void (*unpack_tile)(const MatrixView& weight, std::int64_t tile, bool raw, float* panel);
   // 32 columns of tiles [tile_begin, tile_end) with rows first, [16 * tiles][32], for dy * W.
   void (*unpack_columns)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
@@ -122,8 +123,8 @@ struct Kernels {
 struct IsaInfo {
   const Kernels* kernels;  // null: not compiled in
   std::string name;
-  std::string needs;       // CPU features
-  bool usable;             // on this machine
+  std::string needs;  // CPU features
+  bool usable;        // on this machine
 };
 
 // All instruction sets this program was compiled for, best first.

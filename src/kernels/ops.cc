@@ -6,7 +6,8 @@
 namespace trimpot {
 namespace {
 
-constexpr std::int64_t kTokenBlock = 192;  // int8 rows of 1536 columns: 288 KiB of the second-level cache
+constexpr std::int64_t kTokenBlock =
+    192;  // int8 rows of 1536 columns: 288 KiB of the second-level cache
 
 std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
@@ -102,9 +103,9 @@ bool uses_bf16(const Compute& compute) {
 namespace {
 
 // dx[:, chunk] += dy W[:, chunk], rows in blocks so that the panel stays in the second-level cache.
-void backward_chunk(Compute& compute, const Matrix& weight, const float* dy,
-                    std::int64_t dy_stride, const bf16* dy_bf16, std::int64_t tokens,
-                    std::int64_t chunk, float* dx, bool add, int member) {
+void backward_chunk(Compute& compute, const Matrix& weight, const float* dy, std::int64_t dy_stride,
+                    const bf16* dy_bf16, std::int64_t tokens, std::int64_t chunk, float* dx,
+                    bool add, int member) {
   constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: 96 KiB of bf16
   const MatrixView& w = weight.view();
   const std::int64_t column = chunk * kChunkColumns;
@@ -123,9 +124,8 @@ void backward_chunk(Compute& compute, const Matrix& weight, const float* dy,
                                     dx + column, w.columns, columns, accumulate);
     } else {
       compute.kernels.unpack_columns(w, chunk, tile, tile_end, false, panel);
-      compute.kernels.multiply({dy + row, dy_stride, 1},
-                               {panel, Storage::kF32, 16, kChunkColumns}, tokens, columns, rows,
-                               dx + column, w.columns, accumulate);
+      compute.kernels.multiply({dy + row, dy_stride, 1}, {panel, Storage::kF32, 16, kChunkColumns},
+                               tokens, columns, rows, dx + column, w.columns, accumulate);
     }
   }
 }
@@ -160,8 +160,8 @@ void linear_backward(Compute& compute, std::span<const LinearGradient> gradients
   });
 }
 
-void head_backward(Compute& compute, const Matrix& weight, const float* dy,
-                   std::int64_t dy_stride, std::int64_t tokens, float* dx) {
+void head_backward(Compute& compute, const Matrix& weight, const float* dy, std::int64_t dy_stride,
+                   std::int64_t tokens, float* dx) {
   const bool half = uses_bf16(compute);
   const std::int64_t chunks = divide_up(weight.columns(), kChunkColumns);
   compute.team.for_each(chunks, 1, [&](std::int64_t begin, std::int64_t end, int member) {

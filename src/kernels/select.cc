@@ -15,8 +15,8 @@ std::vector<IsaInfo> list_isas() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   const bool with_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  isas.push_back({&kAvx512Bf16Kernels, kAvx512Bf16Kernels.name,
-                  "AVX-512 F, BW, DQ, VL, VNNI, BF16", with_bf16});
+  isas.push_back({&kAvx512Bf16Kernels, kAvx512Bf16Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI, BF16",
+                  with_bf16});
   isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});
   isas.push_back({&kAvx2Kernels, kAvx2Kernels.name, "AVX2, FMA, F16C", avx2});
 #endif

@@ -15,11 +15,13 @@ Result<std::int64_t> read_size(const gguf::File& file, const std::string& key,
 }
 
 Status read_rope(const gguf::File& file, const std::string& arch, ModelConfig& config) {
-  TRIMPOT_TRY(config.rope_dims, read_size(file, arch + ".rope.dimension_count",
-                                          config.attention.head_dim));
+  TRIMPOT_TRY(config.rope_dims,
+              read_size(file, arch + ".rope.dimension_count", config.attention.head_dim));
   if (config.rope_dims > config.attention.head_dim || config.rope_dims % 2 != 0)
-    return fail("{}: {}.rope.dimension_count is {}; an even number up to the head size {} was "
-                "expected", file.path(), arch, config.rope_dims, config.attention.head_dim);
+    return fail(
+        "{}: {}.rope.dimension_count is {}; an even number up to the head size {} was "
+        "expected",
+        file.path(), arch, config.rope_dims, config.attention.head_dim);
   TRIMPOT_TRY(const double base, file.get_float_or(arch + ".rope.freq_base", 10000.0));
   if (!(base > 1.0 && base < 1e12))
     return fail("{}: {}.rope.freq_base is {}; a number above 1 was expected", file.path(), arch,
@@ -34,8 +36,10 @@ Status read_rope(const gguf::File& file, const std::string& arch, ModelConfig& c
                   arch, factor);
     config.rope_frequency_scale = static_cast<float>(1.0 / factor);
   } else if (scaling != "none") {
-    return fail("{}: RoPE scaling of type \"{}\" is not supported; none, linear and frequency "
-                "tables (rope_freqs.weight) are", file.path(), scaling);
+    return fail(
+        "{}: RoPE scaling of type \"{}\" is not supported; none, linear and frequency "
+        "tables (rope_freqs.weight) are",
+        file.path(), scaling);
   }
   return {};
 }
@@ -49,8 +53,10 @@ Result<ModelConfig> read_config(const gguf::File& file) {
     return fail("{}: this GGUF file is of type \"{}\", not a model", file.path(), type);
   TRIMPOT_TRY(config.architecture, file.get_string("general.architecture"));
   if (config.architecture != "llama")
-    return fail("{}: models of architecture \"{}\" are not supported yet; \"llama\" is (Llama, "
-                "SmolLM, Mistral and relatives)", file.path(), config.architecture);
+    return fail(
+        "{}: models of architecture \"{}\" are not supported yet; \"llama\" is (Llama, "
+        "SmolLM, Mistral and relatives)",
+        file.path(), config.architecture);
   const std::string& arch = config.architecture;
   TRIMPOT_TRY(config.name, file.get_string_or("general.name", ""));
   TRIMPOT_TRY(config.layers, read_size(file, arch + ".block_count"));
@@ -70,8 +76,10 @@ Result<ModelConfig> read_config(const gguf::File& file) {
   TRIMPOT_TRY(const std::int64_t value_length,
               read_size(file, arch + ".attention.value_length", attention.head_dim));
   if (value_length != attention.head_dim)
-    return fail("{}: keys of {} and values of {} channels per head are not supported; equal sizes "
-                "are", file.path(), attention.head_dim, value_length);
+    return fail(
+        "{}: keys of {} and values of {} channels per head are not supported; equal sizes "
+        "are",
+        file.path(), attention.head_dim, value_length);
   TRIMPOT_TRY(const double eps, file.get_float(arch + ".attention.layer_norm_rms_epsilon"));
   if (!(eps >= 0.0 && eps < 1.0))
     return fail("{}: {}.attention.layer_norm_rms_epsilon is {}; a small number was expected",

@@ -90,24 +90,24 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeigh
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
   a.feed_forward_in.quantize(compute, rows);
   linear(compute, a.feed_forward_in, rows,
-         std::array<LinearOutput, 2>{{{&weights.gate_proj, a.gate.data()},
-                                      {&weights.up_proj, a.up.data()}}});
+         std::array<LinearOutput, 2>{
+             {{&weights.gate_proj, a.gate.data()}, {&weights.up_proj, a.up.data()}}});
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
   a.feed_forward_out.quantize(compute, rows);
   if (y == nullptr) return;
   std::copy_n(a.middle.data(), rows * config.hidden, y);
-  linear(compute, a.feed_forward_out, rows,
-         std::array<LinearOutput, 1>{{{&weights.down_proj, y}}}, true);
+  linear(compute, a.feed_forward_out, rows, std::array<LinearOutput, 1>{{{&weights.down_proj, y}}},
+         true);
 }
 
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x) {
   const std::int64_t hidden = model.config.hidden;
   compute.team.for_each(static_cast<std::int64_t>(tokens.size()), 16,
                         [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t row = begin; row < end; ++row)
-      model.embedding.dequantize_row(tokens[row], x + row * hidden);
-  });
+                          for (std::int64_t row = begin; row < end; ++row)
+                            model.embedding.dequantize_row(tokens[row], x + row * hidden);
+                        });
 }
 
 void Head::forward(Compute& compute, const Model& model, std::int64_t rows, const float* x,
@@ -118,8 +118,7 @@ void Head::forward(Compute& compute, const Model& model, std::int64_t rows, cons
   rms_norm(compute, x, model.output_norm.data(), rows, config.hidden, config.rms_eps,
            normed_.values(), rstd_.data());
   normed_.quantize(compute, rows);
-  linear(compute, normed_, rows,
-         std::array<LinearOutput, 1>{{{&model.head_matrix(), logits}}});
+  linear(compute, normed_, rows, std::array<LinearOutput, 1>{{{&model.head_matrix(), logits}}});
 }
 
 }  // namespace trimpot

@@ -34,14 +34,14 @@ class RopeTable {
 
 // What one layer computes; the backward reads it. Buffers are reused from layer to layer.
 struct LayerActivations {
-  Activations attention_in;      // normed input           [rows, hidden]
-  AlignedBuffer<float> q, k, v;  // after RoPE             [rows, q_width | kv_width]
-  Activations attention_out;     //                        [rows, q_width]
-  AlignedBuffer<float> log_sum_exp;    //                  [rows, heads]
-  AlignedBuffer<float> middle;   // after attention, residual added [rows, hidden]
-  Activations feed_forward_in;   // normed middle          [rows, hidden]
-  AlignedBuffer<float> gate, up;       //                  [rows, feed_forward]
-  Activations feed_forward_out;  // silu(gate) * up        [rows, feed_forward]
+  Activations attention_in;          // normed input           [rows, hidden]
+  AlignedBuffer<float> q, k, v;      // after RoPE             [rows, q_width | kv_width]
+  Activations attention_out;         //                        [rows, q_width]
+  AlignedBuffer<float> log_sum_exp;  //                  [rows, heads]
+  AlignedBuffer<float> middle;       // after attention, residual added [rows, hidden]
+  Activations feed_forward_in;       // normed middle          [rows, hidden]
+  AlignedBuffer<float> gate, up;     //                  [rows, feed_forward]
+  Activations feed_forward_out;      // silu(gate) * up        [rows, feed_forward]
   AlignedBuffer<float> attention_rstd, feed_forward_rstd;  // [rows]
 
   void allocate(const Compute& compute, const ModelConfig& config, std::int64_t rows);

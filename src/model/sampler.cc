@@ -20,7 +20,8 @@ TokenId Sampler::sample(std::span<const float> logits) {
     return a.first != b.first ? a.first > b.first : a.second < b.second;
   };
   const std::size_t keep = options_.top_k > 0
-      ? std::min<std::size_t>(options_.top_k, candidates_.size()) : candidates_.size();
+                               ? std::min<std::size_t>(options_.top_k, candidates_.size())
+                               : candidates_.size();
   std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(keep),
                     candidates_.end(), likelier);
   candidates_.resize(keep);
@@ -31,7 +32,8 @@ TokenId Sampler::sample(std::span<const float> logits) {
   double reached = 0;
   for (const auto& [logit, id] : candidates_) {
     const double relative = std::exp(double{logit} - double{highest});
-    if (count > 0 && (reached >= double{options_.top_p} || relative < double{options_.min_p})) break;
+    if (count > 0 && (reached >= double{options_.top_p} || relative < double{options_.min_p}))
+      break;
     reached += relative / total;
     ++count;
   }

@@ -121,8 +121,8 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
     const float* x = checkpoint(last);
     if (sink != nullptr) ++last;
-    layer_forward(compute_, model_.config, model_.layers[layer], rows_of_.segments, rope_, rows_,
-                  x, activations_, checkpoint(last));
+    layer_forward(compute_, model_.config, model_.layers[layer], rows_of_.segments, rope_, rows_, x,
+                  activations_, checkpoint(last));
   }
   LossSum sum;
   head(batch, weight, sink != nullptr, checkpoint(last), sum);

@@ -14,14 +14,14 @@ namespace trimpot {
 // Sequences laid one after another, without padding; attention stays inside each.
 struct TrainingBatch {
   std::vector<TokenId> tokens;
-  std::vector<std::uint8_t> learned;     // learned[i]: token i is predicted from those before it
-  std::vector<std::int64_t> lengths;     // of the sequences; they add up to tokens.size()
+  std::vector<std::uint8_t> learned;  // learned[i]: token i is predicted from those before it
+  std::vector<std::int64_t> lengths;  // of the sequences; they add up to tokens.size()
 };
 
 struct LossSum {
-  double loss = 0;            // sum of -log p over learned tokens
-  std::int64_t count = 0;     // learned tokens (the first token of a sequence is never one)
-  std::int64_t correct = 0;   // learned tokens that were the most likely ones
+  double loss = 0;           // sum of -log p over learned tokens
+  std::int64_t count = 0;    // learned tokens (the first token of a sequence is never one)
+  std::int64_t correct = 0;  // learned tokens that were the most likely ones
 };
 
 // Learned tokens of a batch that have a token before them.

@@ -46,24 +46,24 @@ std::string layer_tensor(std::size_t layer, std::string_view suffix) {
 Status pack_all(const gguf::File& file, ThreadTeam& team, const std::vector<Slot>& slots) {
   std::mutex mutex;
   std::optional<Error> error;
-  team.for_each(static_cast<std::int64_t>(slots.size()), 1,
-                [&](std::int64_t index, std::int64_t, int) {
-    const Slot& slot = slots[static_cast<std::size_t>(index)];
-    auto result = [&]() -> Status {
-      TRIMPOT_TRY(const gguf::TensorInfo* info,
-                  find_shaped(file, slot.name, slot.rows, slot.columns));
-      auto packed = Matrix::pack(info->type, slot.rows, slot.columns, file.data(*info));
-      if (!packed)
-        return fail("{}: tensor {}: {}", file.path(), slot.name, packed.error().message);
-      *slot.matrix = std::move(*packed);
-      file.release(*info);
-      return {};
-    }();
-    if (!result) {
-      const std::lock_guard lock(mutex);
-      if (!error) error = result.error();
-    }
-  });
+  team.for_each(
+      static_cast<std::int64_t>(slots.size()), 1, [&](std::int64_t index, std::int64_t, int) {
+        const Slot& slot = slots[static_cast<std::size_t>(index)];
+        auto result = [&]() -> Status {
+          TRIMPOT_TRY(const gguf::TensorInfo* info,
+                      find_shaped(file, slot.name, slot.rows, slot.columns));
+          auto packed = Matrix::pack(info->type, slot.rows, slot.columns, file.data(*info));
+          if (!packed)
+            return fail("{}: tensor {}: {}", file.path(), slot.name, packed.error().message);
+          *slot.matrix = std::move(*packed);
+          file.release(*info);
+          return {};
+        }();
+        if (!result) {
+          const std::lock_guard lock(mutex);
+          if (!error) error = result.error();
+        }
+      });
   if (error) return fail(*error);
   return {};
 }
@@ -71,8 +71,10 @@ Status pack_all(const gguf::File& file, ThreadTeam& team, const std::vector<Slot
 Status check_no_surplus(const gguf::File& file, const std::unordered_set<std::string>& known) {
   for (const gguf::TensorInfo& info : file.tensors())
     if (!known.contains(info.name))
-      return fail("{}: tensor {} is not part of a model of architecture \"llama\" as this program "
-                  "computes it; the result would be wrong", file.path(), info.name);
+      return fail(
+          "{}: tensor {} is not part of a model of architecture \"llama\" as this program "
+          "computes it; the result would be wrong",
+          file.path(), info.name);
   return {};
 }
 
@@ -94,8 +96,7 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
   TRIMPOT_TRY(model->config, read_config(file));
   ModelConfig& config = model->config;
   const gguf::TensorInfo* embedding = file.find_tensor("token_embd.weight");
-  if (embedding == nullptr)
-    return fail("{}: tensor token_embd.weight is missing", file.path());
+  if (embedding == nullptr) return fail("{}: tensor token_embd.weight is missing", file.path());
   config.vocabulary = static_cast<std::int64_t>(embedding->rows());
   if (static_cast<std::uint64_t>(config.layers) > file.tensors().size())
     return fail("{}: {}.block_count is {}, but the file has only {} tensors", file.path(),
@@ -120,9 +121,10 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
     known.insert("rope_freqs.weight");
   }
   const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();
-  const std::int64_t rows[] = {q_width,         kv_width,        kv_width,     config.hidden,
-                               config.feed_forward, config.feed_forward, config.hidden};
-  const std::int64_t columns[] = {config.hidden, config.hidden, config.hidden, q_width,
+  const std::int64_t rows[] = {
+      q_width,      kv_width, kv_width, config.hidden, config.feed_forward, config.feed_forward,
+      config.hidden};
+  const std::int64_t columns[] = {config.hidden, config.hidden, config.hidden,      q_width,
                                   config.hidden, config.hidden, config.feed_forward};
   model->layers.resize(static_cast<std::size_t>(config.layers));
   for (std::size_t layer = 0; layer < model->layers.size(); ++layer) {

@@ -26,7 +26,7 @@ struct LayerWeights {
 struct LinearKind {
   std::string_view module;       // as PEFT's target_modules name it
   std::string_view gguf_suffix;  // "blk.<layer>.<suffix>.weight"
-  Matrix LayerWeights::* matrix;
+  Matrix LayerWeights::*matrix;
 };
 
 inline constexpr std::array<LinearKind, 7> kLinearKinds{{
@@ -42,8 +42,8 @@ enum LinearIndex { kQ, kK, kV, kO, kGate, kUp, kDown };
 
 struct Model {
   ModelConfig config;
-  Matrix embedding;  // [vocabulary, hidden]
-  Matrix head;       // empty when tied to the embedding
+  Matrix embedding;                           // [vocabulary, hidden]
+  Matrix head;                                // empty when tied to the embedding
   std::vector<float> output_norm;             // [hidden]
   std::vector<float> rope_frequency_factors;  // [rope_dims / 2], or empty
   std::vector<LayerWeights> layers;
@@ -54,9 +54,7 @@ struct Model {
   Matrix& linear(std::size_t index) {
     return layers[index / kLinearKinds.size()].*kLinearKinds[index % kLinearKinds.size()].matrix;
   }
-  const Matrix& linear(std::size_t index) const {
-    return const_cast<Model*>(this)->linear(index);
-  }
+  const Matrix& linear(std::size_t index) const { return const_cast<Model*>(this)->linear(index); }
   std::size_t weight_bytes() const;
 };
 

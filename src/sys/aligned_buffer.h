@@ -1,5 +1,5 @@
-// Zeroed, 64-byte aligned memory for kernels. Large buffers sit on 2 MiB boundaries and ask for huge
-// pages: under nested paging a TLB miss costs more than the data.
+// Zeroed, 64-byte aligned memory for kernels. Large buffers sit on 2 MiB boundaries and ask for
+// huge pages: under nested paging a TLB miss costs more than the data.
 #pragma once
 
 #include <sys/mman.h>

@@ -23,7 +23,8 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   }
   if (!S_ISREG(status.st_mode) || status.st_size == 0) {
     ::close(descriptor);
-    return fail("{}: {}", path, S_ISREG(status.st_mode) ? "the file is empty" : "not a regular file");
+    return fail("{}: {}", path,
+                S_ISREG(status.st_mode) ? "the file is empty" : "not a regular file");
   }
   const auto size = static_cast<std::size_t>(status.st_size);
   void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);

@@ -23,8 +23,9 @@ class ThreadTeam {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end, member) for pieces of at most `grain` that cover [0, count), each once,
-  // and returns when all are done; `member` (0 .. size() - 1) tells threads' scratch memory apart. Pieces are handed out dynamically: a core that the system took
-  // away for a moment does not hold up the others. Not to be nested.
+  // and returns when all are done; `member` (0 .. size() - 1) tells threads' scratch memory apart.
+  // Pieces are handed out dynamically: a core that the system took away for a moment does not hold
+  // up the others. Not to be nested.
   template <typename Body>
   void for_each(std::int64_t count, std::int64_t grain, Body&& body) {
     if (count <= 0) return;
@@ -41,9 +42,8 @@ class ThreadTeam {
         body(begin, begin + grain < count ? begin + grain : count, member);
       }
     };
-    run(&pieces, [](void* context, int member) {
-      (*static_cast<decltype(pieces)*>(context))(member);
-    });
+    run(&pieces,
+        [](void* context, int member) { (*static_cast<decltype(pieces)*>(context))(member); });
   }
 
  private:
@@ -54,7 +54,7 @@ class ThreadTeam {
   struct alignas(64) Flag {
     std::atomic<std::uint32_t> value{0};
   };
-  Flag start_;                       // counts the runs; workers wait for it to change
+  Flag start_;                        // counts the runs; workers wait for it to change
   std::unique_ptr<Flag[]> finished_;  // per worker: the last run it has finished
   alignas(64) std::atomic<std::int64_t> next_{0};
   void* context_ = nullptr;

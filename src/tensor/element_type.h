@@ -27,8 +27,8 @@ struct ElementTypeInfo {
 };
 
 inline constexpr ElementTypeInfo kElementTypes[] = {
-    {ElementType::kF32, "F32", 1, 4},    {ElementType::kF16, "F16", 1, 2},
-    {ElementType::kBF16, "BF16", 1, 2},  {ElementType::kQ4_0, "Q4_0", 32, 18},
+    {ElementType::kF32, "F32", 1, 4},     {ElementType::kF16, "F16", 1, 2},
+    {ElementType::kBF16, "BF16", 1, 2},   {ElementType::kQ4_0, "Q4_0", 32, 18},
     {ElementType::kQ4_1, "Q4_1", 32, 20}, {ElementType::kQ5_0, "Q5_0", 32, 22},
     {ElementType::kQ5_1, "Q5_1", 32, 24}, {ElementType::kQ8_0, "Q8_0", 32, 34},
 };

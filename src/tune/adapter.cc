@@ -53,8 +53,7 @@ void add_codes(Hasher& hasher, const gguf::TensorInfo& tensor, std::span<const s
   std::vector<std::byte> gathered(static_cast<std::size_t>(size) * 256);
   std::size_t filled = 0;
   for (std::size_t at = 0; at < data.size(); at += static_cast<std::size_t>(format.bytes)) {
-    std::memcpy(gathered.data() + filled, data.data() + at + first,
-                static_cast<std::size_t>(size));
+    std::memcpy(gathered.data() + filled, data.data() + at + first, static_cast<std::size_t>(size));
     filled += static_cast<std::size_t>(size);
     if (filled == gathered.size()) {
       hasher.add(gathered.data(), filled);
@@ -108,10 +107,11 @@ Status write_adapter(const std::string& path, const Fingerprint& base, const std
                      const std::string& options_json, const std::vector<AdapterTensor>& tensors) {
   std::vector<safetensors::OutputTensor> outputs;
   for (const AdapterTensor& tensor : tensors)
-    outputs.push_back({tensor.name, "F16",
-                       {static_cast<std::uint64_t>(tensor.rows),
-                        static_cast<std::uint64_t>(tensor.columns)},
-                       std::as_bytes(std::span(tensor.values))});
+    outputs.push_back(
+        {tensor.name,
+         "F16",
+         {static_cast<std::uint64_t>(tensor.rows), static_cast<std::uint64_t>(tensor.columns)},
+         std::as_bytes(std::span(tensor.values))});
   return safetensors::write(path,
                             {{"format", std::string(kFormat)},
                              {"version", "1"},
@@ -128,14 +128,15 @@ Status apply_adapter(const std::string& path, const gguf::File& base, Model& mod
     const auto found = file.metadata().find(key);
     return found == file.metadata().end() ? std::string() : found->second;
   };
-  if (metadata("format") != kFormat)
-    return fail("{}: not an adapter made by trimpot tune", path);
+  if (metadata("format") != kFormat) return fail("{}: not an adapter made by trimpot tune", path);
   if (metadata("version") != "1")
     return fail("{}: adapter version \"{}\" is not known; a newer trimpot wrote it", path,
                 metadata("version"));
   if (metadata("base_codes") != fingerprint(base).codes)
-    return fail("{}: this adapter belongs to another base model; the codes of {} are not those it "
-                "was tuned on", path, base.path());
+    return fail(
+        "{}: this adapter belongs to another base model; the codes of {} are not those it "
+        "was tuned on",
+        path, base.path());
   const auto linears = linear_index(model);
   for (const safetensors::TensorInfo& tensor : file.tensors()) {
     const std::size_t dot = tensor.name.rfind('.');

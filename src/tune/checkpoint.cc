@@ -48,19 +48,19 @@ Result<std::string> Trainer::save(const std::string& folder) {
   const std::string path = fmt::format("{}/{}{}{}", folder, kPrefix, step_, kSuffix);
   Parameters& parameters = method_.parameters();
   const auto tensor = [&](std::string name, const AlignedBuffer<float>& values) {
-    return safetensors::OutputTensor{std::move(name), "F32", {values.size()},
-                                     std::as_bytes(values.span())};
+    return safetensors::OutputTensor{
+        std::move(name), "F32", {values.size()}, std::as_bytes(values.span())};
   };
-  TRIMPOT_TRY_VOID(safetensors::write(path,
-                                      {{"format", "trimpot-checkpoint"},
-                                       {"layout", std::string(kLayout)},
-                                       {"step", std::to_string(step_)},
-                                       {"tokens", std::to_string(tokens_)},
-                                       {"kernels", compute_.kernels.name},
-                                       {"identity", identity_}},
-                                      {tensor("values", parameters.values),
-                                       tensor("first_moment", parameters.first_moment),
-                                       tensor("second_moment", parameters.second_moment)}));
+  TRIMPOT_TRY_VOID(safetensors::write(
+      path,
+      {{"format", "trimpot-checkpoint"},
+       {"layout", std::string(kLayout)},
+       {"step", std::to_string(step_)},
+       {"tokens", std::to_string(tokens_)},
+       {"kernels", compute_.kernels.name},
+       {"identity", identity_}},
+      {tensor("values", parameters.values), tensor("first_moment", parameters.first_moment),
+       tensor("second_moment", parameters.second_moment)}));
   const auto all = list_checkpoints(folder);
   if (options_.save_total_limit > 0 && all.size() > options_.save_total_limit)
     for (std::size_t i = 0; i < all.size() - options_.save_total_limit; ++i) {
@@ -79,9 +79,11 @@ Result<std::string> Trainer::resume(const std::string& path) {
   if (metadata("format") != "trimpot-checkpoint" || metadata("layout") != kLayout)
     return fail("{}: not a checkpoint of this version of trimpot", path);
   if (metadata("identity") != identity_)
-    return fail("{}: this checkpoint belongs to another run (other options, data or base file); "
-                "repeat the run's own options, or start anew without --resume\n  checkpoint: {}\n"
-                "  this run:   {}", path, metadata("identity"), identity_);
+    return fail(
+        "{}: this checkpoint belongs to another run (other options, data or base file); "
+        "repeat the run's own options, or start anew without --resume\n  checkpoint: {}\n"
+        "  this run:   {}",
+        path, metadata("identity"), identity_);
   Parameters& parameters = method_.parameters();
   const auto read = [&](const char* name, AlignedBuffer<float>& to) -> Status {
     const safetensors::TensorInfo* tensor = file.find(name);
@@ -107,9 +109,10 @@ Result<std::string> Trainer::resume(const std::string& path) {
     return fail("{}: it is at step {}, beyond this run's {}", path, step_, total_steps_);
   TRIMPOT_TRY_VOID(method_.commit(compute_.team));
   if (metadata("kernels") == compute_.kernels.name) return std::string();
-  return fmt::format("this run used the {0} kernels and goes on with {1}: it will not be the same "
-                     "bit for bit (TRIMPOT_ISA={0} makes it so on a CPU that has them)",
-                     metadata("kernels"), compute_.kernels.name);
+  return fmt::format(
+      "this run used the {0} kernels and goes on with {1}: it will not be the same "
+      "bit for bit (TRIMPOT_ISA={0} makes it so on a CPU that has them)",
+      metadata("kernels"), compute_.kernels.name);
 }
 
 }  // namespace trimpot

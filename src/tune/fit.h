@@ -48,8 +48,8 @@ struct FitOptions {
   std::size_t available = 0;
 };
 
-// The sequence length of a run: what was asked for, or, for 0, 512 or the model's context if that is
-// smaller. Errors: longer than the context; a model that cannot be read.
+// The sequence length of a run: what was asked for, or, for 0, 512 or the model's context if that
+// is smaller. Errors: longer than the context; a model that cannot be read.
 Result<std::int64_t> sequence_length(const gguf::File& file, std::int64_t requested);
 
 struct FitItem {

@@ -17,9 +17,9 @@
 namespace trimpot {
 
 struct Parameter {
-  std::string name;       // "<gguf tensor name>.scale"
-  std::size_t linear;     // Model::linear index
-  std::size_t begin;      // first element in the arrays of Parameters
+  std::string name;    // "<gguf tensor name>.scale"
+  std::size_t linear;  // Model::linear index
+  std::size_t begin;   // first element in the arrays of Parameters
   std::size_t count;
   double learning_rate_factor;  // on the run's learning rate: parameters have different units
 };

@@ -57,8 +57,8 @@ class ScaleTuning final : public TuningMethod {
     for (Target& target : targets_) {
       by_linear_[target.linear] = &target;
       if (target.scales)
-        std::fill_n(parameters_.values.data() + target.scale_begin,
-                    parameter_size(*target.matrix), 1.0f);
+        std::fill_n(parameters_.values.data() + target.scale_begin, parameter_size(*target.matrix),
+                    1.0f);
     }
     sink_.wants = [this](std::size_t index) {
       return index < by_linear_.size() && by_linear_[index] != nullptr;
@@ -77,8 +77,8 @@ class ScaleTuning final : public TuningMethod {
     for (const Target& target : targets_) {
       const std::int64_t groups =
           granularity_ == ScaleGranularity::kGroup ? target.matrix->groups() : 1;
-      count += static_cast<std::size_t>(target.matrix->rows() * groups) *
-               (target.scales + target.zeros);
+      count +=
+          static_cast<std::size_t>(target.matrix->rows() * groups) * (target.scales + target.zeros);
     }
     return count;
   }
@@ -87,9 +87,9 @@ class ScaleTuning final : public TuningMethod {
     std::atomic<std::size_t> bad{targets_.size()};
     team.for_each(static_cast<std::int64_t>(targets_.size()), 4,
                   [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t i = begin; i < end; ++i)
-        if (!commit_target(targets_[i])) bad = static_cast<std::size_t>(i);
-    });
+                    for (std::int64_t i = begin; i < end; ++i)
+                      if (!commit_target(targets_[i])) bad = static_cast<std::size_t>(i);
+                  });
     if (bad < targets_.size())
       return fail("{}: a tuned scale left the range of 16-bit floats; lower the learning rate",
                   linear_tensor_name(targets_[bad].linear));
@@ -133,8 +133,7 @@ class ScaleTuning final : public TuningMethod {
   }
   f16 zero_value(const Target& target, std::size_t index) const {
     if (is_frozen(base(target, index), true)) return 0;  // unused
-    const float shift =
-        parameters_.values[target.zero_begin + master_index(*target.matrix, index)];
+    const float shift = parameters_.values[target.zero_begin + master_index(*target.matrix, index)];
     return f32_to_f16(zero_point(base(target, index)) + shift);
   }
 
@@ -144,12 +143,12 @@ class ScaleTuning final : public TuningMethod {
     for (std::size_t index = 0; index < matrix.scales().size(); ++index) {
       const GroupValues old = base(target, index);
       const std::size_t master = master_index(matrix, index);
-      const f16 scale = target.scales
-          ? f32_to_f16(f16_to_f32(old.scale) * parameters_.values[target.scale_begin + master])
-          : old.scale;
+      const f16 scale =
+          target.scales
+              ? f32_to_f16(f16_to_f32(old.scale) * parameters_.values[target.scale_begin + master])
+              : old.scale;
       const GroupValues now = committed_group(
-          old, scale,
-          target.zeros ? std::optional<f16>(zero_value(target, index)) : std::nullopt);
+          old, scale, target.zeros ? std::optional<f16>(zero_value(target, index)) : std::nullopt);
       good = good && finite(now.scale) && finite(now.offset);
       matrix.scales()[index] = now.scale;
       if (matrix.has_offsets()) matrix.offsets()[index] = now.offset;
@@ -172,8 +171,8 @@ class ScaleTuning final : public TuningMethod {
       const float scale = f16_to_f32(old.scale);
       const float d_m = d_offset != nullptr ? d_offset[local] : 0.0f;
       if (target.scales) {
-        const float offset = target.zeros ? -scale * f16_to_f32(zero_value(target, index))
-                                          : f16_to_f32(old.offset);
+        const float offset =
+            target.zeros ? -scale * f16_to_f32(zero_value(target, index)) : f16_to_f32(old.offset);
         parameters_.gradient[target.scale_begin + master] += scale * d_scale[local] + offset * d_m;
       }
       if (target.zeros)
@@ -212,8 +211,8 @@ ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod met
                          ScaleGranularity granularity) {
   ScaleCounts counts;
   for (const QuantizedShape& shape : shapes) {
-    const std::size_t kinds = (method != ScaleMethod::kZeros) +
-                              (method != ScaleMethod::kScales && shape.has_offsets);
+    const std::size_t kinds =
+        (method != ScaleMethod::kZeros) + (method != ScaleMethod::kScales && shape.has_offsets);
     const std::int64_t groups = granularity == ScaleGranularity::kGroup ? shape.groups : 1;
     const std::int64_t padded = (shape.rows + kTileRows - 1) / kTileRows * kTileRows;
     counts.trainable += kinds * static_cast<std::size_t>(shape.rows * groups);
@@ -229,8 +228,10 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
   for (const std::string& module : options.target_modules)
     if (std::none_of(kLinearKinds.begin(), kLinearKinds.end(),
                      [&](const LinearKind& kind) { return kind.module == module; }))
-      return fail("target module \"{}\" matches nothing; this model has q_proj, k_proj, v_proj, "
-                  "o_proj, gate_proj, up_proj, down_proj", module);
+      return fail(
+          "target module \"{}\" matches nothing; this model has q_proj, k_proj, v_proj, "
+          "o_proj, gate_proj, up_proj, down_proj",
+          module);
   std::vector<Target> targets;
   bool any_quantized = false;
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
@@ -255,14 +256,16 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
     targets.push_back(std::move(target));
   }
   if (!any_quantized)
-    return fail("no linear layer of this model is quantized, so there are no scales to tune; "
-                "quantize it to Q4_1, Q5_1, Q4_0, Q5_0 or Q8_0 first");
+    return fail(
+        "no linear layer of this model is quantized, so there are no scales to tune; "
+        "quantize it to Q4_1, Q5_1, Q4_0, Q5_0 or Q8_0 first");
   const bool any_zeros =
       std::any_of(targets.begin(), targets.end(), [](const Target& t) { return t.zeros; });
   if (options.method != ScaleMethod::kScales && !any_zeros)
-    return fail("the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "
-                "Q5_0: 16, Q8_0: 0) and cannot be tuned; use --method peqa, or a file in Q4_1 or "
-                "Q5_1");
+    return fail(
+        "the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "
+        "Q5_0: 16, Q8_0: 0) and cannot be tuned; use --method peqa, or a file in Q4_1 or "
+        "Q5_1");
   return std::make_unique<ScaleTuning>(std::move(targets), options.granularity);
 }
 

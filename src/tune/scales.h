@@ -10,8 +10,8 @@
 // What is committed follows from the rounded values and the base file alone, so that an adapter
 // with these values gives the same bits as the tuned file:
 //   s' = f16(s theta),  z' = f16(z + shift),  m' = f16(s' (m / s))   or   f16(-s' z')
-// Groups whose scale is zero stay as they are, and so do, where zero-points are learned, those whose
-// z is beyond +-32768: f16 would not hold it.
+// Groups whose scale is zero stay as they are, and so do, where zero-points are learned, those
+// whose z is beyond +-32768: f16 would not hold it.
 #pragma once
 
 #include <memory>

@@ -125,14 +125,15 @@ Status Trainer::update(double learning_rate, double& grad_norm) {
     constexpr std::int64_t kSlice = 16384;
     compute_.team.for_each(static_cast<std::int64_t>(parameter.count), kSlice,
                            [&](std::int64_t begin, std::int64_t end, int) {
-      const std::size_t first = parameter.begin + static_cast<std::size_t>(begin);
-      const auto size = static_cast<std::size_t>(end - begin);
-      adamw_step(options_.adamw, step_ + 1, rate, factor,
-                 {parameters.values.span().subspan(first, size),
-                  parameters.gradient.span().subspan(first, size),
-                  parameters.first_moment.span().subspan(first, size),
-                  parameters.second_moment.span().subspan(first, size)});
-    });
+                             const std::size_t first =
+                                 parameter.begin + static_cast<std::size_t>(begin);
+                             const auto size = static_cast<std::size_t>(end - begin);
+                             adamw_step(options_.adamw, step_ + 1, rate, factor,
+                                        {parameters.values.span().subspan(first, size),
+                                         parameters.gradient.span().subspan(first, size),
+                                         parameters.first_moment.span().subspan(first, size),
+                                         parameters.second_moment.span().subspan(first, size)});
+                           });
   }
   return method_.commit(compute_.team);
 }

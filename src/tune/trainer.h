@@ -33,9 +33,9 @@ struct TrainerOptions {
   bool packing = false;
   bool shuffle = true;
   std::uint64_t seed = 0;
-  double val_size = 0;            // a fraction below 1, or a count
-  std::uint64_t eval_steps = 0;   // 0: before, after, and not between
-  std::uint64_t save_steps = 0;   // 0: no checkpoints but at an interruption
+  double val_size = 0;           // a fraction below 1, or a count
+  std::uint64_t eval_steps = 0;  // 0: before, after, and not between
+  std::uint64_t save_steps = 0;  // 0: no checkpoints but at an interruption
   std::size_t save_total_limit = 2;
 };
 
@@ -51,10 +51,10 @@ struct TrainerHooks {
 };
 
 struct TrainerResult {
-  bool finished = false;        // false: stopped by the hook; a checkpoint was written
-  std::string checkpoint;       // the file, when stopped
+  bool finished = false;   // false: stopped by the hook; a checkpoint was written
+  std::string checkpoint;  // the file, when stopped
   std::uint64_t steps = 0;
-  double train_loss = 0;        // mean of the last steps (at most 20)
+  double train_loss = 0;  // mean of the last steps (at most 20)
   std::optional<double> first_eval_loss, last_eval_loss;
   double seconds = 0;
   std::uint64_t tokens = 0;

@@ -36,7 +36,7 @@ struct ToyOptions {
   std::array<ElementType, 7> linear_types = all_linears(ElementType::kQ4_1);
   ElementType embedding = ElementType::kQ8_0;
   std::optional<ElementType> head = std::nullopt;  // nothing: tied to the embedding
-  float gain = 1.0f;                // on the deviation 1 / sqrt(columns) of the linear weights
+  float gain = 1.0f;  // on the deviation 1 / sqrt(columns) of the linear weights
   std::uint64_t seed = 1;
 
   static std::array<ElementType, 7> all_linears(ElementType type) {

@@ -15,8 +15,10 @@ template <class S, int kBits, int kStep>
   } else {
     const typename S::B both = S::load_bytes(chunk + 64 * (kStep / 2));
     const typename S::B low = kStep % 2 == 0 ? S::low_nibbles(both) : S::high_nibbles(both);
-    if constexpr (kBits == 4) return low;
-    else return S::bit_or(low, S::template bit_to_16<kStep>(S::load_bytes(chunk + 256)));
+    if constexpr (kBits == 4)
+      return low;
+    else
+      return S::bit_or(low, S::template bit_to_16<kStep>(S::load_bytes(chunk + 256)));
   }
 }
 

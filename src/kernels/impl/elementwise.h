@@ -70,8 +70,7 @@ void rms_norm_backward(const float* dy, const float* x, const float* weight, flo
   if (tail > 0)
     products = S::fma(S::mul(S::load_first(dy + k, tail), S::load_first(weight + k, tail)),
                       S::load_first(x + k, tail), products);
-  const auto back =
-      S::set(-rstd * rstd * rstd * (S::sum(products) / static_cast<float>(columns)));
+  const auto back = S::set(-rstd * rstd * rstd * (S::sum(products) / static_cast<float>(columns)));
   const auto factor = S::set(rstd);
   for (k = 0; k + 16 <= columns; k += 16) {
     const auto u = S::mul(S::load(dy + k), S::load(weight + k));
@@ -203,16 +202,20 @@ void softmax_gradient(float* logits, std::int64_t count, float lse, float weight
   // Writing at k / 2 never overtakes reading at k: the row can shrink in place.
   for (; k + 16 <= count; k += 16) {
     const auto d = S::mul(exponential<S>(S::add(S::load(logits + k), shift)), factor);
-    if (as_bf16) S::store_bf16(halves + k, d);
-    else S::store(logits + k, d);
+    if (as_bf16)
+      S::store_bf16(halves + k, d);
+    else
+      S::store(logits + k, d);
   }
   const int tail = static_cast<int>(count - k);
   if (tail > 0) {
     float lanes[16];
     S::store(lanes, S::mul(exponential<S>(S::add(S::load_first(logits + k, tail), shift)), factor));
     for (int i = 0; i < tail; ++i) {
-      if (as_bf16) halves[k + i] = f32_to_bf16(lanes[i]);
-      else logits[k + i] = lanes[i];
+      if (as_bf16)
+        halves[k + i] = f32_to_bf16(lanes[i]);
+      else
+        logits[k + i] = lanes[i];
     }
   }
 }
@@ -231,8 +234,7 @@ void add(const float* x, std::int64_t count, float* out) {
 template <class S>
 float dot(const float* a, const float* b, std::int64_t count) {
   auto total = S::zero();
-  for_each_vector<S>(count,
-                     [&](auto load, auto) { total = S::fma(load(a), load(b), total); });
+  for_each_vector<S>(count, [&](auto load, auto) { total = S::fma(load(a), load(b), total); });
   return S::sum(total);
 }
 
@@ -247,8 +249,9 @@ template <class S>
 void widen_f16(const f16* from, std::int64_t count, float* to) {
   std::int64_t k = 0;
   for (; k + 16 <= count; k += 16) S::store(to + k, S::load(from + k));
-  if (k < count) S::store_first(to + k, S::load_first(from + k, static_cast<int>(count - k)),
-                                static_cast<int>(count - k));
+  if (k < count)
+    S::store_first(to + k, S::load_first(from + k, static_cast<int>(count - k)),
+                   static_cast<int>(count - k));
 }
 
 template <class S>

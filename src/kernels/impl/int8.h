@@ -20,8 +20,8 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
               std::int64_t end, const Int8View& out) {
   for (std::int64_t token = begin; token < end; ++token) {
     const float* row = x + token * stride;
-    // Maxima drop NaN, and a broken model would go on with finite numbers. 0 * x keeps NaN and makes
-    // one of infinities.
+    // Maxima drop NaN, and a broken model would go on with finite numbers. 0 * x keeps NaN and
+    // makes one of infinities.
     auto broken = S::zero();
     for (std::int64_t block = 0; block < out.blocks; ++block) {
       const std::int64_t left = columns - block * 32;
@@ -154,7 +154,8 @@ void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begi
 
 // Scale gradients. One chunk of kTiles tiles (8 vectors of codes each) stays in registers while the
 // tokens of a block pass by: each broadcast of 4 activations feeds kTiles products, and codes are
-// unpacked once per block. dy comes from a [tokens][16 kTiles] panel that fits the first-level cache.
+// unpacked once per block. dy comes from a [tokens][16 kTiles] panel that fits the first-level
+// cache.
 template <class S, int kBits, bool kOffsets, int kTiles>
 void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* dy_panel,
                           std::int64_t begin, std::int64_t end, std::int64_t tile,
@@ -198,7 +199,8 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
           dot[t][n] = S::sub(dot[t][n], S::set_int(w.zero_point * x.sums[block]));
         scale_sum[n] =
             S::fma(S::to_float(dot[t][n]), S::mul(d, S::set(x.scales[block])), scale_sum[n]);
-        if constexpr (kOffsets) offset_sum[n] = S::fma(d, S::set(x.scaled_sums[block]), offset_sum[n]);
+        if constexpr (kOffsets)
+          offset_sum[n] = S::fma(d, S::set(x.scaled_sums[block]), offset_sum[n]);
       }
     }
   };
@@ -257,10 +259,11 @@ void scale_gradient_int8(const MatrixView& w, const Int8View& x, const float* dy
                          std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
                          std::int64_t tile_end, float* d_scale, float* d_offset, float* scratch) {
   const bool offsets = d_offset != nullptr;
-  const auto run = w.bits == 8 ? scale_gradient_bits<S, 8, false>
-                   : w.bits == 5
-                       ? (offsets ? scale_gradient_bits<S, 5, true> : scale_gradient_bits<S, 5, false>)
-                       : (offsets ? scale_gradient_bits<S, 4, true> : scale_gradient_bits<S, 4, false>);
+  const auto run =
+      w.bits == 8 ? scale_gradient_bits<S, 8, false>
+      : w.bits == 5
+          ? (offsets ? scale_gradient_bits<S, 5, true> : scale_gradient_bits<S, 5, false>)
+          : (offsets ? scale_gradient_bits<S, 4, true> : scale_gradient_bits<S, 4, false>);
   run(w, x, dy, dy_stride, tokens, tile_begin, tile_end, d_scale, d_offset, scratch);
 }
 

@@ -35,8 +35,7 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   for (std::int64_t k = 0; k < depth; ++k) {
     typename S::F weight[kTiles];
 #pragma GCC unroll 2
-    for (int n = 0; n < kTiles; ++n)
-      weight[n] = load_panel<S>(b + n * tile_stride + k * k_stride);
+    for (int n = 0; n < kTiles; ++n) weight[n] = load_panel<S>(b + n * tile_stride + k * k_stride);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const auto value = S::set(a_row[r][k * a.column_stride]);

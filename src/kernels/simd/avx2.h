@@ -17,9 +17,15 @@ struct Avx2 {
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
 
-  struct F { __m256 low, high; };
-  struct I { __m256i low, high; };
-  struct B { __m256i low, high; };
+  struct F {
+    __m256 low, high;
+  };
+  struct I {
+    __m256i low, high;
+  };
+  struct B {
+    __m256i low, high;
+  };
 
   static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -83,23 +89,20 @@ struct Avx2 {
   }
   static F scale_by_power(F a, F n) {
     const auto power = [](__m256 exponent) {
-      const __m256i biased =
-          _mm256_add_epi32(_mm256_cvtps_epi32(exponent), _mm256_set1_epi32(127));
+      const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(exponent), _mm256_set1_epi32(127));
       return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
     };
     return {_mm256_mul_ps(a.low, power(n.low)), _mm256_mul_ps(a.high, power(n.high))};
   }
   static float sum(F a) {
     const __m256 eight = _mm256_add_ps(a.low, a.high);
-    const __m128 four =
-        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
   static float highest(F a) {
     const __m256 eight = _mm256_max_ps(a.low, a.high);
-    const __m128 four =
-        _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
@@ -113,9 +116,8 @@ struct Avx2 {
   }
   static F to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
   static void store_int8(std::int8_t* to, F a) {
-    const __m256i words =
-        _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(a.low),
-                                                    _mm256_cvtps_epi32(a.high)), 0xd8);
+    const __m256i words = _mm256_permute4x64_epi64(
+        _mm256_packs_epi32(_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)), 0xd8);
     const __m128i bytes =
         _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
@@ -179,7 +181,8 @@ struct Avx2 {
   template <int kByte>
   static F byte_to_float(B a) {
     const auto pick = [](__m256i v) {
-      const __m256i byte = _mm256_and_si256(_mm256_srli_epi32(v, 8 * kByte), _mm256_set1_epi32(255));
+      const __m256i byte =
+          _mm256_and_si256(_mm256_srli_epi32(v, 8 * kByte), _mm256_set1_epi32(255));
       return _mm256_cvtepi32_ps(byte);
     };
     return {pick(a.low), pick(a.high)};

@@ -20,8 +20,12 @@ struct Avx512 {
   static constexpr bool kBf16Dot = kWithBf16;
 
   using F = __m512;
-  struct I { __m512i v; };
-  struct B { __m512i v; };
+  struct I {
+    __m512i v;
+  };
+  struct B {
+    __m512i v;
+  };
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set(float value) { return _mm512_set1_ps(value); }
@@ -52,17 +56,14 @@ struct Avx512 {
     const __m512i rounded =
         _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i high = _mm512_srli_epi32(rounded, 16);
-    const __m512i quiet =
-        _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+    const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
     const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(high, nan, quiet));
   }
   static void store_bf16(bf16* to, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(a));
   }
-  static void store_first(float* to, F a, int count) {
-    _mm512_mask_storeu_ps(to, first(count), a);
-  }
+  static void store_first(float* to, F a, int count) { _mm512_mask_storeu_ps(to, first(count), a); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -80,8 +81,7 @@ struct Avx512 {
   }
   static float sum(F a) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    const __m128 four =
-        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
@@ -96,8 +96,7 @@ struct Avx512 {
   }
   static std::int32_t sum_int8(const std::int8_t* from) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    const __m256i quads =
-        _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+    const __m256i quads = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
     const __m128i four =
         _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
     const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
@@ -150,7 +149,8 @@ struct Avx512 {
     F t[16];
     for (int i = 0; i < 16; i += 4) {
       const F a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
-      const F c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+      const F c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]),
+              d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
       t[i] = _mm512_shuffle_ps(a, c, 0x44);
       t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
       t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);

@@ -18,9 +18,15 @@ struct Scalar {
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
 
-  struct F { float lane[16]; };
-  struct I { std::int32_t lane[16]; };
-  struct B { std::uint8_t byte[64]; };
+  struct F {
+    float lane[16];
+  };
+  struct I {
+    std::int32_t lane[16];
+  };
+  struct B {
+    std::uint8_t byte[64];
+  };
 
   template <typename Operation>
   static F map(Operation operation) {
@@ -29,11 +35,21 @@ struct Scalar {
     return out;
   }
 
-  static F zero() { return map([](int) { return 0.0f; }); }
-  static F set(float value) { return map([=](int) { return value; }); }
-  static F load(const float* from) { return map([=](int i) { return from[i]; }); }
-  static F load(const f16* from) { return map([=](int i) { return f16_to_f32(from[i]); }); }
-  static F load_bf16(const bf16* from) { return map([=](int i) { return bf16_to_f32(from[i]); }); }
+  static F zero() {
+    return map([](int) { return 0.0f; });
+  }
+  static F set(float value) {
+    return map([=](int) { return value; });
+  }
+  static F load(const float* from) {
+    return map([=](int i) { return from[i]; });
+  }
+  static F load(const f16* from) {
+    return map([=](int i) { return f16_to_f32(from[i]); });
+  }
+  static F load_bf16(const bf16* from) {
+    return map([=](int i) { return bf16_to_f32(from[i]); });
+  }
   static F load_first(const float* from, int count) {
     return map([=](int i) { return i < count ? from[i] : 0.0f; });
   }
@@ -50,10 +66,18 @@ struct Scalar {
   static void store_first(float* to, F a, int count) {
     std::memcpy(to, a.lane, sizeof(float) * static_cast<std::size_t>(count));
   }
-  static F add(F a, F b) { return map([&](int i) { return a.lane[i] + b.lane[i]; }); }
-  static F sub(F a, F b) { return map([&](int i) { return a.lane[i] - b.lane[i]; }); }
-  static F mul(F a, F b) { return map([&](int i) { return a.lane[i] * b.lane[i]; }); }
-  static F div(F a, F b) { return map([&](int i) { return a.lane[i] / b.lane[i]; }); }
+  static F add(F a, F b) {
+    return map([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static F sub(F a, F b) {
+    return map([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static F mul(F a, F b) {
+    return map([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static F div(F a, F b) {
+    return map([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
   static F fma(F a, F b, F c) {
     return map([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
   }
@@ -63,12 +87,17 @@ struct Scalar {
   static F min(F a, F b) {
     return map([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
   }
-  static F abs(F a) { return map([&](int i) { return std::fabs(a.lane[i]); }); }
-  static F round(F a) { return map([&](int i) { return std::nearbyint(a.lane[i]); }); }
+  static F abs(F a) {
+    return map([&](int i) { return std::fabs(a.lane[i]); });
+  }
+  static F round(F a) {
+    return map([&](int i) { return std::nearbyint(a.lane[i]); });
+  }
   // a * 2^n for integral n with -126 <= n <= 127.
   static F scale_by_power(F a, F n) {
     return map([&](int i) {
-      const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i]) + 127) << 23;
+      const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i]) + 127)
+                        << 23;
       return a.lane[i] * std::bit_cast<float>(bits);
     });
   }
