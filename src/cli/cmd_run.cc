@@ -31,13 +31,7 @@ Status run(const RunOptions& options) {
   const double load_seconds = seconds_since(start);
   std::vector<TokenId> tokens =
       engine->tokenizer->encode(prompt, {.add_special = true, .parse_special = true});
-  if (tokens.empty()) {
-    // Something must come first: the beginning of a text, if the model knows one.
-    const auto first =
-        engine->tokenizer->bos() ? engine->tokenizer->bos() : engine->tokenizer->eos();
-    if (!first) return fail("the prompt is empty; give one with -p");
-    tokens.push_back(*first);
-  }
+  if (tokens.empty()) return fail("nothing to continue; give a text with -p or a file with -f");
   const ModelConfig& config = engine->model->config;
   const auto needed = static_cast<std::int64_t>(tokens.size()) + options.count;
   if (needed > config.context_length)

@@ -355,7 +355,7 @@ void add_training_options(CLI::App& command, TuneOptions& options) {
   TrainerOptions& t = options.trainer;
   command
       .add_option("--lr,--learning-rate", t.learning_rate,
-                  "step relative to each scale: 5e-3 moves a scale by 0.5 % at most")
+                  "step relative to each scale: 5e-3 moves a scale by about 0.5 % a step at most")
       ->capture_default_str();
   command.add_option("--lr-scheduler-type", options.schedule, "constant, linear or cosine")
       ->check(CLI::IsMember({"constant", "linear", "cosine"}))
@@ -380,9 +380,10 @@ void add_training_options(CLI::App& command, TuneOptions& options) {
   command.add_option("--epochs,--num-train-epochs", t.epochs, "passes over the data")
       ->capture_default_str();
   command.add_option("--max-steps,--iters", t.max_steps, "steps, instead of epochs");
-  command.add_option("--max-seq-length", t.max_seq_length, "tokens of a sequence at most")
-      ->check(CLI::Range(2, 1 << 20))
-      ->capture_default_str();
+  command
+      .add_option("--max-seq-length", t.max_seq_length,
+                  "tokens of a sequence at most (default: 512, or the model's context if smaller)")
+      ->check(CLI::Range(2, 1 << 20));
   command.add_flag("--packing", t.packing,
                    "several short examples in one sequence (they do not see each other)");
   command.add_flag("--train-on-prompt", options.train_on_prompt,

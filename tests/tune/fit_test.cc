@@ -129,7 +129,8 @@ TEST_F(Fit, MoreTakesMore) {
   EXPECT_NEAR(static_cast<double>(item(*estimate_fit(file, longer), "layer inputs")),
               4.0 * 1024 * 64 * 4, 3 * 4096);
   FitOptions shorter = options;
-  shorter.max_seq_length = 64;  // eight sequences of 64 are put together
+  shorter.max_seq_length = 64;
+  shorter.sequences_per_step = 8;  // eight sequences of 64 are put together
   EXPECT_EQ(item(*estimate_fit(file, shorter), "layer inputs"), item(*base, "layer inputs"));
   shorter.sequences_per_step = 1;
   EXPECT_LT(item(*estimate_fit(file, shorter), "layer inputs"), item(*base, "layer inputs") / 4);

@@ -357,20 +357,21 @@ TEST_F(Scales, FrozenGroupsGetNoGradient) {
   const auto model = load(toy_file(options));
   Matrix& q = model->layers[0].q_proj;
   for (std::int64_t row = 0; row < 160; row += 3) q.scales()[q.scale_index(row, 1)] = 0x8000;
-  const auto method = make_scale_method(*model, {ScaleMethod::kBoth, {}, {}});
-  ASSERT_TRUE(method);
   Compute compute(*usable_kernels().front(), Precision::kDefault, 2);
   TrainingPass pass(compute, *model);
   TrainingBatch batch{{1, 2, 3, 4, 5}, {1, 1, 1, 1, 1}, {5}};
-  ASSERT_TRUE(pass.run(batch, 1.0f, &(*method)->sink()));
-  const Parameters& parameters = (*method)->parameters();
-  for (const Parameter& parameter : parameters.list) {
-    const Matrix& matrix = model->linear(parameter.linear);
-    const std::int64_t groups = matrix.groups();
-    for (std::size_t at = 0; at < parameter.count; ++at) {
-      const auto lane = static_cast<std::int64_t>(at % 16);
-      const std::int64_t row = static_cast<std::int64_t>(at) / (groups * 16) * 16 + lane;
-      if (row >= matrix.rows() || (matrix.scales()[at] & 0x7fff) == 0) {
+  for (const ScaleMethod kind : kMethods) {
+    const auto method = make_scale_method(*model, {kind, {}, {}});
+    ASSERT_TRUE(method);
+    ASSERT_TRUE(pass.run(batch, 1.0f, &(*method)->sink()));
+    const Parameters& parameters = (*method)->parameters();
+    for (const Parameter& parameter : parameters.list) {
+      const Matrix& matrix = model->linear(parameter.linear);
+      const std::int64_t groups = matrix.groups();
+      for (std::size_t at = 0; at < parameter.count; ++at) {
+        const auto lane = static_cast<std::int64_t>(at % 16);
+        const std::int64_t row = static_cast<std::int64_t>(at) / (groups * 16) * 16 + lane;
+        if (row < matrix.rows() && (matrix.scales()[at] & 0x7fff) != 0) continue;
         ASSERT_EQ(parameters.gradient[parameter.begin + at], 0.0f) << parameter.name << ' ' << row;
       }
     }

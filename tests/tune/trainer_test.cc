@@ -414,6 +414,52 @@ TEST_F(Training, LossesAreMeansOverPredictions) {
   EXPECT_EQ(result->train_loss, steps[0].metrics.loss);
 }
 
+// Steps of more than 512 tokens go through the model in several parts: all predictions still have
+// the same weight, so the gradient is that of one part up to the order of its sums.
+TEST_F(Training, GradientsOfLargeStepsAreOne) {
+  const ExampleSet examples = cipher_examples(40, 12);
+  std::vector<double> norms;
+  for (const std::size_t length : {512, 4096}) {  // two parts; one
+    TrainerOptions options;
+    options.batch_size = 40;
+    options.max_steps = 1;
+    options.max_seq_length = length;
+    Run run = start(examples, options, {}, 2, Precision::kF32);
+    RunFolder out = folder("run");
+    ASSERT_TRUE(run.trainer->run(out, {}));
+    norms.push_back(out.metrics().steps[0].grad_norm);
+  }
+  EXPECT_NEAR(norms[0], norms[1], 1000 * kRoundoff * norms[1]);
+}
+
+// Adam's first step is one learning rate against the sign of the gradient, times the parameter's
+// own factor: catches a step number, a rate or a clipping factor that does not arrive.
+TEST_F(Training, TheFirstStepIsOneLearningRate) {
+  const ExampleSet examples = chain_examples(30);
+  TrainerOptions options;
+  options.learning_rate = 1e-3;
+  options.warmup_ratio = 0;
+  options.schedule = ScheduleKind::kConstant;
+  options.max_steps = 1;
+  Run run = start(examples, options, {ScaleMethod::kBoth, {}, {}});
+  RunFolder out = folder("run");
+  ASSERT_TRUE(run.trainer->run(out, {}));
+  const Parameters& parameters = run.method->parameters();
+  std::size_t moved = 0;
+  for (const Parameter& parameter : parameters.list)
+    for (std::size_t i = parameter.begin; i < parameter.begin + parameter.count; ++i) {
+      const float start = parameter.name.ends_with(".zero") ? 0.0f : 1.0f;
+      const float g = parameters.gradient[i];
+      if (std::fabs(g) < 1e-4f) continue;  // the epsilon of 1e-8 counts
+      ++moved;
+      const double want = -std::copysign(1e-3 * parameter.learning_rate_factor, double{g});
+      // 1 + x keeps x to 2^-24.
+      ASSERT_NEAR(parameters.values[i] - start, want, 1e-3 * std::fabs(want) + 2 * kRoundoff)
+          << parameter.name;
+    }
+  EXPECT_GT(moved, parameters.size() / 2);
+}
+
 TEST_F(Training, LearningRatesFollowTheSchedule) {
   const ExampleSet examples = chain_examples(60);
   TrainerOptions options = short_run();
