@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "io/safetensors/safetensors.h"
@@ -34,6 +35,21 @@ std::vector<std::pair<std::uint64_t, std::string>> list_checkpoints(const std::s
   }
   std::sort(found.begin(), found.end());
   return found;
+}
+
+// Which entries of two identities (JSON objects) differ: "learning_rate was 0.005, is 0.001".
+std::string differences(const std::string& was, const std::string& is) {
+  const auto old = nlohmann::json::parse(was, nullptr, false);
+  const auto now = nlohmann::json::parse(is, nullptr, false);
+  if (!old.is_object() || !now.is_object()) return "another identity";
+  std::string text;
+  for (const auto& [key, value] : now.items()) {
+    const auto found = old.find(key);
+    if (found != old.end() && *found == value) continue;
+    text += fmt::format("{}{} was {}, is {}", text.empty() ? "" : "; ", key,
+                        found == old.end() ? "nothing" : found->dump(), value.dump());
+  }
+  return text.empty() ? "another identity" : text;
 }
 
 }  // namespace
@@ -80,10 +96,9 @@ Result<std::string> Trainer::resume(const std::string& path) {
     return fail("{}: not a checkpoint of this version of trimpot", path);
   if (metadata("identity") != identity_)
     return fail(
-        "{}: this checkpoint belongs to another run (other options, data or base file); "
-        "repeat the run's own options, or start anew without --resume\n  checkpoint: {}\n"
-        "  this run:   {}",
-        path, metadata("identity"), identity_);
+        "{}: this checkpoint belongs to another run ({}); repeat the run's own options, or "
+        "start anew without --resume",
+        path, differences(metadata("identity"), identity_));
   Parameters& parameters = method_.parameters();
   const auto read = [&](const char* name, AlignedBuffer<float>& to) -> Status {
     const safetensors::TensorInfo* tensor = file.find(name);
