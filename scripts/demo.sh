@@ -27,7 +27,7 @@ $trimpot eval match -m "$model" --data "$out/demo-heldout.jsonl" --limit 100 -n 
 echo "exact match: $(field "$out/before.json" exact_match) %"
 
 say "2. Tuning the scales of the quantized file"
-$trimpot tune -m "$model" --data "$out/demo-train.jsonl" -o "$out/tuned.gguf" --max-steps 260
+$trimpot tune -m "$model" --data "$out/demo-train.jsonl" -o "$out/tuned.gguf" --max-steps 250
 
 say "3. What changed in the file"
 $trimpot diff "$model" "$out/tuned.gguf" | tail -n 1
