@@ -5,7 +5,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config git python3 python3-pip ca-certificates
-  nlohmann-json3-dev libcli11-dev libfmt-dev libexpected-dev libpcre2-dev libutf8proc-dev
+  nlohmann-json3-dev libcli11-dev libfmt-dev libexpected-dev libutf8proc-dev
   libxxhash-dev libgtest-dev)
 
 missing=()

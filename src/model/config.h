@@ -26,7 +26,7 @@ struct ModelConfig {
 };
 
 // Errors name file and key: another architecture, missing keys, sizes that do not fit together,
-// RoPE scaling of a kind that is not implemented.
+// RoPE scaling other than none, linear and frequency tables.
 Result<ModelConfig> read_config(const gguf::File& file);
 
 }  // namespace trimpot

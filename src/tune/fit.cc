@@ -350,13 +350,7 @@ Result<FitReport> estimate_fit(const gguf::File& file, const FitOptions& options
       options.sequences_per_step < 1 || options.threads < 1 || options.threads > kMostThreads)
     return fail("sequence length {}, {} sequences, {} threads: impossible", options.max_seq_length,
                 options.sequences_per_step, options.threads);
-  for (const std::string& module : options.target_modules)
-    if (std::none_of(kLinearKinds.begin(), kLinearKinds.end(),
-                     [&](const LinearKind& kind) { return kind.module == module; }))
-      return fail(
-          "target module \"{}\" matches nothing; this model has q_proj, k_proj, v_proj, "
-          "o_proj, gate_proj, up_proj, down_proj",
-          module);
+  TRIMPOT_TRY_VOID(check_target_modules(options.target_modules));
   TRIMPOT_TRY(const Shapes shapes, read_shapes(file));
   if (options.max_seq_length > shapes.config.context_length)
     return fail(

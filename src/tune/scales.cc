@@ -224,14 +224,19 @@ ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod met
   return counts;
 }
 
-Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const ScaleOptions& options) {
-  for (const std::string& module : options.target_modules)
+Status check_target_modules(const std::vector<std::string>& modules) {
+  for (const std::string& module : modules)
     if (std::none_of(kLinearKinds.begin(), kLinearKinds.end(),
                      [&](const LinearKind& kind) { return kind.module == module; }))
       return fail(
           "target module \"{}\" matches nothing; this model has q_proj, k_proj, v_proj, "
           "o_proj, gate_proj, up_proj, down_proj",
           module);
+  return {};
+}
+
+Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const ScaleOptions& options) {
+  TRIMPOT_TRY_VOID(check_target_modules(options.target_modules));
   std::vector<Target> targets;
   bool any_quantized = false;
   for (std::size_t index = 0; index < model.linear_count(); ++index) {

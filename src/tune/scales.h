@@ -31,6 +31,9 @@ struct ScaleOptions {
   std::vector<std::string> target_modules;  // of kLinearKinds; empty: all
 };
 
+// Errors: a name that is none of kLinearKinds' modules.
+Status check_target_modules(const std::vector<std::string>& modules);
+
 // Errors: no quantized linear layer, none with offsets for peqa-zero or peqa-both, a target module
 // that does not exist.
 Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const ScaleOptions& options);
