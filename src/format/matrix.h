@@ -27,6 +27,7 @@
 
 #include "base/half.h"
 #include "base/result.h"
+#include "format/grouped.h"
 #include "sys/aligned_buffer.h"
 #include "tensor/element_type.h"
 
@@ -63,6 +64,11 @@ class Matrix {
   // (naming the row and group). The caller adds file and tensor.
   static Result<Matrix> pack(ElementType type, std::int64_t rows, std::int64_t columns,
                              std::span<const std::byte> data);
+  // Packs grouped codes. Errors: sizes that do not agree, bits or a group size that no kernel has,
+  // scales, zeros or offsets that are not finite (naming row and group).
+  static Result<Matrix> pack_groups(const GroupedView& source);
+  // A dense matrix of zeros, to be filled through dense_f32() and the like.
+  static Matrix zeros(Storage storage, std::int64_t rows, std::int64_t columns);
 
   const MatrixView& view() const { return view_; }
   std::int64_t rows() const { return view_.rows; }
