@@ -175,7 +175,7 @@ void attention_backward(Compute& compute, const AttentionShape& shape,
   const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
   // Each head sums its own d_k and d_v; the heads that share keys are added afterwards, in order.
   const std::int64_t per_head = rows * dim;
-  float* parts = compute.head_parts(2 * shape.heads * per_head);
+  float* parts = compute.shared(Compute::kHeadParts, 2 * shape.heads * per_head);
   const auto units = static_cast<std::int64_t>(segments.size()) * shape.heads;
   compute.team.for_each(units, 1, [&](std::int64_t unit, std::int64_t, int member) {
     const Segment& segment = segments[static_cast<std::size_t>(unit / shape.heads)];

@@ -2,19 +2,22 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <vector>
 
 #include "model/forward.h"
 
 namespace trimpot {
 
-// Called for every linear layer the tuning method wants (index as in Model::linear) with the
-// gradients of scales and offsets of whole tiles; see ScaleGradientSink.
+// Which gradients a tuning method wants and where they go.
 struct GradientSink {
-  std::function<bool(std::size_t index)> wants;
-  std::function<void(std::size_t index, std::int64_t tile_begin, std::int64_t tile_end,
-                     const float* d_scale, const float* d_offset)>
-      scales;
+  std::vector<LinearSink> linears;  // by Model::linear index; may be shorter
+  // Random numbers for dropout; a method changes them from pass to pass. 0: no dropout.
+  std::uint64_t dropout_stream = 0;
+
+  const LinearSink& of(std::size_t index) const {
+    static const LinearSink kNothing;
+    return index < linears.size() ? linears[index] : kNothing;
+  }
 };
 
 struct LayerGradients {

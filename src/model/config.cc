@@ -52,6 +52,13 @@ Result<ModelConfig> read_config(const gguf::File& file) {
   if (type != "model")
     return fail("{}: this GGUF file is of type \"{}\", not a model", file.path(), type);
   TRIMPOT_TRY(config.architecture, file.get_string("general.architecture"));
+  if (config.architecture == "trimpot") {  // a file of ours (stored.h)
+    TRIMPOT_TRY(const std::uint64_t version, file.get_uint_or("trimpot.version", 1));
+    if (version != 1)
+      return fail("{}: trimpot.version is {}; this program knows 1, a newer trimpot wrote the file",
+                  file.path(), version);
+    TRIMPOT_TRY(config.architecture, file.get_string("trimpot.architecture"));
+  }
   if (config.architecture != "llama")
     return fail(
         "{}: models of architecture \"{}\" are not supported yet; \"llama\" is (Llama, "

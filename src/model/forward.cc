@@ -1,8 +1,24 @@
 #include "model/forward.h"
 
+#include <array>
 #include <cmath>
 
 namespace trimpot {
+namespace {
+
+// Gives the layers that share an input the forms of it that they want, and runs them.
+template <std::size_t kCount>
+void read_linear(Compute& compute, Activations& x, std::int64_t rows,
+                 const std::array<LinearOutput, kCount>& outputs, bool add = false) {
+  std::array<LinearView, kCount> readers = [&]<std::size_t... kIndex>(
+      std::index_sequence<kIndex...>) {
+    return std::array<LinearView, kCount>{outputs[kIndex].linear...};
+  }(std::make_index_sequence<kCount>());
+  x.prepare(compute, rows, readers);
+  linear(compute, x, rows, outputs, add);
+}
+
+}  // namespace
 
 void RopeTable::fill(const Model& model, const Batch& batch) {
   const std::int64_t half = model.config.rope_dims / 2;
@@ -45,20 +61,19 @@ void RopeTable::rotate(Compute& compute, const ModelConfig& config, std::int64_t
   });
 }
 
-void LayerActivations::allocate(const Compute& compute, const ModelConfig& config,
-                                std::int64_t rows) {
+void LayerActivations::allocate(const ModelConfig& config, std::int64_t rows) {
   const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();
-  attention_in.allocate(compute, rows, config.hidden);
+  attention_in.allocate(rows, config.hidden);
   q.reserve(rows * q_width);
   k.reserve(rows * kv_width);
   v.reserve(rows * kv_width);
-  attention_out.allocate(compute, rows, q_width);
+  attention_out.allocate(rows, q_width);
   log_sum_exp.reserve(rows * config.attention.heads);
   middle.reserve(rows * config.hidden);
-  feed_forward_in.allocate(compute, rows, config.hidden);
+  feed_forward_in.allocate(rows, config.hidden);
   gate.reserve(rows * config.feed_forward);
   up.reserve(rows * config.feed_forward);
-  feed_forward_out.allocate(compute, rows, config.feed_forward);
+  feed_forward_out.allocate(rows, config.feed_forward);
   attention_rstd.reserve(rows);
   feed_forward_rstd.reserve(rows);
 }
@@ -69,11 +84,10 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeigh
   const AttentionShape& shape = config.attention;
   rms_norm(compute, x, weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
            a.attention_in.values(), a.attention_rstd.data());
-  a.attention_in.quantize(compute, rows);
-  linear(compute, a.attention_in, rows,
-         std::array<LinearOutput, 3>{{{&weights.q_proj, a.q.data()},
-                                      {&weights.k_proj, a.k.data()},
-                                      {&weights.v_proj, a.v.data()}}});
+  read_linear(compute, a.attention_in, rows,
+              std::array<LinearOutput, 3>{{{weights.q_proj, a.q.data()},
+                                           {weights.k_proj, a.k.data()},
+                                           {weights.v_proj, a.v.data()}}});
   rope.rotate(compute, config, rows, shape.heads, 1.0f, a.q.data());
   rope.rotate(compute, config, rows, shape.kv_heads, 1.0f, a.k.data());
   for (const Segment& segment : segments)
@@ -81,44 +95,49 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeigh
                          a.k.data() + segment.row * shape.kv_width(),
                          a.v.data() + segment.row * shape.kv_width());
   attention(compute, shape, segments, a.q.data(), a.attention_out.values(), a.log_sum_exp.data());
-  a.attention_out.quantize(compute, rows);
   std::copy_n(x, rows * config.hidden, a.middle.data());
-  linear(compute, a.attention_out, rows,
-         std::array<LinearOutput, 1>{{{&weights.o_proj, a.middle.data()}}}, true);
+  read_linear(compute, a.attention_out, rows,
+              std::array<LinearOutput, 1>{{{weights.o_proj, a.middle.data()}}}, true);
 
   rms_norm(compute, a.middle.data(), weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
-  a.feed_forward_in.quantize(compute, rows);
-  linear(compute, a.feed_forward_in, rows,
-         std::array<LinearOutput, 2>{
-             {{&weights.gate_proj, a.gate.data()}, {&weights.up_proj, a.up.data()}}});
+  read_linear(compute, a.feed_forward_in, rows,
+              std::array<LinearOutput, 2>{
+                  {{weights.gate_proj, a.gate.data()}, {weights.up_proj, a.up.data()}}});
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
-  a.feed_forward_out.quantize(compute, rows);
+  a.feed_forward_out.prepare(compute, rows, std::array<LinearView, 1>{{weights.down_proj}});
   if (y == nullptr) return;
   std::copy_n(a.middle.data(), rows * config.hidden, y);
-  linear(compute, a.feed_forward_out, rows, std::array<LinearOutput, 1>{{{&weights.down_proj, y}}},
+  linear(compute, a.feed_forward_out, rows, std::array<LinearOutput, 1>{{{weights.down_proj, y}}},
          true);
 }
 
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x) {
   const std::int64_t hidden = model.config.hidden;
-  compute.team.for_each(static_cast<std::int64_t>(tokens.size()), 16,
-                        [&](std::int64_t begin, std::int64_t end, int) {
-                          for (std::int64_t row = begin; row < end; ++row)
-                            model.embedding.dequantize_row(tokens[row], x + row * hidden);
-                        });
+  const auto rows = static_cast<std::int64_t>(tokens.size());
+  compute.team.for_each(rows, 16, [&](std::int64_t begin, std::int64_t end, int member) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      float* to = x + row * hidden;
+      if (!model.embedding_order) {
+        model.embedding.dequantize_row(tokens[row], to);
+        continue;
+      }
+      float* channels = compute.scratch(member, hidden);
+      model.embedding.dequantize_row(tokens[row], channels);
+      for (std::int64_t i = 0; i < hidden; ++i) to[i] = channels[(*model.embedding_order)[i]];
+    }
+  });
 }
 
 void Head::forward(Compute& compute, const Model& model, std::int64_t rows, const float* x,
                    float* logits) {
   const ModelConfig& config = model.config;
-  normed_.allocate(compute, rows, config.hidden);
+  normed_.allocate(rows, config.hidden);
   rstd_.reserve(rows);
   rms_norm(compute, x, model.output_norm.data(), rows, config.hidden, config.rms_eps,
            normed_.values(), rstd_.data());
-  normed_.quantize(compute, rows);
-  linear(compute, normed_, rows, std::array<LinearOutput, 1>{{{&model.head_matrix(), logits}}});
+  read_linear(compute, normed_, rows, std::array<LinearOutput, 1>{{{model.head_view(), logits}}});
 }
 
 }  // namespace trimpot

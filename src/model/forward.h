@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
-#include "kernels/ops.h"
+#include "kernels/linear.h"
 #include "model/weights.h"
 
 namespace trimpot {
@@ -44,7 +44,7 @@ struct LayerActivations {
   Activations feed_forward_out;      // silu(gate) * up        [rows, feed_forward]
   AlignedBuffer<float> attention_rstd, feed_forward_rstd;  // [rows]
 
-  void allocate(const Compute& compute, const ModelConfig& config, std::int64_t rows);
+  void allocate(const ModelConfig& config, std::int64_t rows);
 };
 
 // One layer: x [rows, hidden] -> y [rows, hidden] (y may be x). Without y the down projection is

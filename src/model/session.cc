@@ -24,7 +24,7 @@ Status Session::check(std::span<const TokenId> tokens) const {
 void Session::forward(std::span<const TokenId> tokens) {
   const auto rows = static_cast<std::int64_t>(tokens.size());
   const ModelConfig& config = model_.config;
-  activations_.allocate(compute_, config, rows);
+  activations_.allocate(config, rows);
   x_.reserve(rows * config.hidden);
   Batch batch{tokens, {{0, rows, length_, nullptr}}};
   rope_.fill(model_, batch);

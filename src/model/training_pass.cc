@@ -37,7 +37,7 @@ void TrainingPass::prepare(const TrainingBatch& batch, bool with_gradients) {
     first += length;
   }
   rope_.fill(model_, rows_of_);
-  activations_.allocate(compute_, config, rows_);
+  activations_.allocate(config, rows_);
   const auto kept = with_gradients ? static_cast<std::int64_t>(model_.layers.size()) + 1 : 1;
   checkpoints_.reserve(kept * rows_ * config.hidden);
   if (!with_gradients) return;
@@ -84,7 +84,7 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
       }
     });
     if (!gradients) continue;
-    head_backward(compute_, model_.head_matrix(), logits_.data(), vocabulary, count,
+    head_backward(compute_, model_.head_view(), logits_.data(), vocabulary, count,
                   d_normed_.data());
     std::memset(d_labelled_x_.data(), 0, count * hidden * sizeof(float));
     rms_norm_backward(compute_, d_normed_.data(), labelled_x_.data(), model_.output_norm.data(),
@@ -116,6 +116,7 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
     if (token < 0 || token >= model_.config.vocabulary)
       return fail("token {} is not in the vocabulary of {}", token, model_.config.vocabulary);
   prepare(batch, sink != nullptr);
+  compute_.dropout_stream = sink != nullptr ? sink->dropout_stream : 0;
   embed(compute_, model_, batch.tokens, checkpoint(0));
   std::size_t last = 0;
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
@@ -126,10 +127,13 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
   }
   LossSum sum;
   head(batch, weight, sink != nullptr, checkpoint(last), sum);
-  if (!std::isfinite(sum.loss))
+  if (!std::isfinite(sum.loss)) {
+    compute_.dropout_stream = 0;
     return fail("the loss is not a finite number ({}); lower the learning rate or check the data",
                 sum.loss);
+  }
   if (sink != nullptr && sum.count > 0) backward(*sink);
+  compute_.dropout_stream = 0;
   return sum;
 }
 

@@ -1,10 +1,11 @@
 #include "model/weights.h"
 
 #include <cmath>
-#include <cstring>
 #include <mutex>
 #include <optional>
 #include <unordered_set>
+
+#include "model/stored.h"
 
 namespace trimpot {
 namespace {
@@ -12,26 +13,17 @@ namespace {
 struct Slot {
   std::string name;
   std::int64_t rows, columns;
-  Matrix* matrix;
+  Linear* linear;
+  Matrix* matrix;  // or this one: embedding, head
 };
-
-Result<const gguf::TensorInfo*> find_shaped(const gguf::File& file, const std::string& name,
-                                            std::int64_t rows, std::int64_t columns) {
-  const gguf::TensorInfo* info = file.find_tensor(name);
-  if (info == nullptr) return fail("{}: tensor {} is missing", file.path(), name);
-  if (static_cast<std::int64_t>(info->columns()) != columns ||
-      static_cast<std::int64_t>(info->rows()) != rows)
-    return fail("{}: tensor {} has {} rows of {} columns; its metadata calls for {} of {}",
-                file.path(), name, info->rows(), info->columns(), rows, columns);
-  return info;
-}
 
 Result<std::vector<float>> read_vector(const gguf::File& file, const std::string& name,
                                        std::int64_t count) {
   TRIMPOT_TRY(const gguf::TensorInfo* info, find_shaped(file, name, 1, count));
-  TRIMPOT_TRY(const Matrix packed, Matrix::pack(info->type, 1, count, file.data(*info)));
+  auto packed = Matrix::pack(info->type, 1, count, file.data(*info));
+  if (!packed) return fail("{}: tensor {}: {}", file.path(), name, packed.error().message);
   std::vector<float> values(static_cast<std::size_t>(count));
-  packed.dequantize_row(0, values.data());
+  packed->dequantize_row(0, values.data());
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!std::isfinite(values[i]))
       return fail("{}: tensor {}, element {}: not a finite number", file.path(), name, i);
@@ -39,31 +31,30 @@ Result<std::vector<float>> read_vector(const gguf::File& file, const std::string
 }
 
 std::string layer_tensor(std::size_t layer, std::string_view suffix) {
-  return fmt::format("blk.{}.{}.weight", layer, suffix);
+  return fmt::format("blk.{}.{}", layer, suffix);
+}
+
+Status pack_slot(const gguf::File& file, const Slot& slot) {
+  if (slot.matrix != nullptr) {
+    TRIMPOT_TRY(*slot.matrix,
+                read_matrix(file, slot.name, slot.rows, slot.columns, "trimpot.head"));
+  } else {
+    TRIMPOT_TRY(*slot.linear, read_linear(file, slot.name, slot.rows, slot.columns, "trimpot"));
+  }
+  return {};
 }
 
 // Packs all slots, several at a time; the first error wins.
 Status pack_all(const gguf::File& file, ThreadTeam& team, const std::vector<Slot>& slots) {
   std::mutex mutex;
   std::optional<Error> error;
-  team.for_each(
-      static_cast<std::int64_t>(slots.size()), 1, [&](std::int64_t index, std::int64_t, int) {
-        const Slot& slot = slots[static_cast<std::size_t>(index)];
-        auto result = [&]() -> Status {
-          TRIMPOT_TRY(const gguf::TensorInfo* info,
-                      find_shaped(file, slot.name, slot.rows, slot.columns));
-          auto packed = Matrix::pack(info->type, slot.rows, slot.columns, file.data(*info));
-          if (!packed)
-            return fail("{}: tensor {}: {}", file.path(), slot.name, packed.error().message);
-          *slot.matrix = std::move(*packed);
-          file.release(*info);
-          return {};
-        }();
-        if (!result) {
-          const std::lock_guard lock(mutex);
-          if (!error) error = result.error();
-        }
-      });
+  team.for_each(static_cast<std::int64_t>(slots.size()), 1,
+                [&](std::int64_t index, std::int64_t, int) {
+                  const auto result = pack_slot(file, slots[static_cast<std::size_t>(index)]);
+                  if (result) return;
+                  const std::lock_guard lock(mutex);
+                  if (!error) error = result.error();
+                });
   if (error) return fail(*error);
   return {};
 }
@@ -78,11 +69,58 @@ Status check_no_surplus(const gguf::File& file, const std::unordered_set<std::st
   return {};
 }
 
+// The orders of a reordered model, and q, k, v (gate, up) that read the same columns share them, so
+// that their input is gathered once.
+Status read_orders(const gguf::File& file, Model& model, std::unordered_set<std::string>& known) {
+  known.insert("residual_order");
+  TRIMPOT_TRY(model.residual_order, read_order(file, "residual_order", model.config.hidden));
+  TRIMPOT_TRY(const bool gathered, file.get_bool_or("trimpot.embedding_in_original_order", false));
+  if (gathered) {
+    model.embedding_order = model.residual_order;
+    model.head_order = inverse_order(model.residual_order);
+  }
+  for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+    const std::string name = layer_tensor(layer, "ffn_order");
+    known.insert(name);
+    TRIMPOT_TRY(model.layers[layer].feed_forward_order,
+                read_order(file, name, model.config.feed_forward));
+  }
+  return {};
+}
+
+void share_orders(Linear& linear, const Linear& with) {
+  if (!linear.weak_columns || !with.weak_columns || *linear.weak_columns != *with.weak_columns)
+    return;
+  linear.weak_columns = with.weak_columns;
+  linear.weight_columns = with.weight_columns;
+}
+
 }  // namespace
 
 std::string linear_tensor_name(std::size_t index) {
+  return linear_name(index) + ".weight";
+}
+
+std::string linear_name(std::size_t index) {
   return layer_tensor(index / kLinearKinds.size(),
                       kLinearKinds[index % kLinearKinds.size()].gguf_suffix);
+}
+
+LinearAxes linear_axes(const Model& model, std::size_t index) {
+  const ColumnOrder& residual = model.residual_order;
+  const ColumnOrder& inner = model.layers[index / kLinearKinds.size()].feed_forward_order;
+  switch (index % kLinearKinds.size()) {
+    case kQ:
+    case kK:
+    case kV:
+      return {nullptr, residual};
+    case kO:
+      return {residual, nullptr};
+    case kDown:
+      return {residual, inner};
+    default:
+      return {inner, residual};
+  }
 }
 
 std::size_t Model::weight_bytes() const {
@@ -91,25 +129,34 @@ std::size_t Model::weight_bytes() const {
   return bytes;
 }
 
+namespace {
+
+Result<std::int64_t> vocabulary_rows(const gguf::File& file) {
+  for (const char* name : {"token_embd.weight", "token_embd.codes"})
+    if (const gguf::TensorInfo* info = file.find_tensor(name))
+      return static_cast<std::int64_t>(info->rows());
+  return fail("{}: tensor token_embd.weight is missing", file.path());
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& team) {
   auto model = std::make_unique<Model>();
   TRIMPOT_TRY(model->config, read_config(file));
   ModelConfig& config = model->config;
-  const gguf::TensorInfo* embedding = file.find_tensor("token_embd.weight");
-  if (embedding == nullptr) return fail("{}: tensor token_embd.weight is missing", file.path());
-  config.vocabulary = static_cast<std::int64_t>(embedding->rows());
+  TRIMPOT_TRY(config.vocabulary, vocabulary_rows(file));
   if (static_cast<std::uint64_t>(config.layers) > file.tensors().size())
     return fail("{}: {}.block_count is {}, but the file has only {} tensors", file.path(),
                 config.architecture, config.layers, file.tensors().size());
 
-  std::unordered_set<std::string> known{"token_embd.weight", "output_norm.weight"};
+  std::unordered_set<std::string> known{"output_norm.weight", "rope_freqs.weight"};
   std::vector<Slot> slots;
   // The largest first, so that the threads finish together.
-  slots.push_back({"token_embd.weight", config.vocabulary, config.hidden, &model->embedding});
-  if (file.find_tensor("output.weight") != nullptr) {
-    slots.push_back({"output.weight", config.vocabulary, config.hidden, &model->head});
-    known.insert("output.weight");
-  }
+  slots.push_back({"token_embd", config.vocabulary, config.hidden, nullptr, &model->embedding});
+  add_stored_names("token_embd", known);
+  add_stored_names("output", known);
+  if (file.find_tensor("output.weight") != nullptr || file.find_tensor("output.codes") != nullptr)
+    slots.push_back({"output", config.vocabulary, config.hidden, nullptr, &model->head});
   TRIMPOT_TRY(model->output_norm, read_vector(file, "output_norm.weight", config.hidden));
   if (file.find_tensor("rope_freqs.weight") != nullptr) {
     TRIMPOT_TRY(model->rope_frequency_factors,
@@ -118,7 +165,6 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
       if (!(factor > 0.0f))
         return fail("{}: tensor rope_freqs.weight holds {}; positive factors were expected",
                     file.path(), factor);
-    known.insert("rope_freqs.weight");
   }
   const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();
   const std::int64_t rows[] = {
@@ -129,20 +175,27 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
   model->layers.resize(static_cast<std::size_t>(config.layers));
   for (std::size_t layer = 0; layer < model->layers.size(); ++layer) {
     LayerWeights& weights = model->layers[layer];
-    const std::string norm = layer_tensor(layer, "attn_norm");
-    const std::string ffn_norm = layer_tensor(layer, "ffn_norm");
+    const std::string norm = layer_tensor(layer, "attn_norm.weight");
+    const std::string ffn_norm = layer_tensor(layer, "ffn_norm.weight");
     TRIMPOT_TRY(weights.attention_norm, read_vector(file, norm, config.hidden));
     TRIMPOT_TRY(weights.feed_forward_norm, read_vector(file, ffn_norm, config.hidden));
     known.insert(norm);
     known.insert(ffn_norm);
     for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind) {
       const std::string name = layer_tensor(layer, kLinearKinds[kind].gguf_suffix);
-      slots.push_back({name, rows[kind], columns[kind], &(weights.*kLinearKinds[kind].matrix)});
-      known.insert(name);
+      slots.push_back(
+          {name, rows[kind], columns[kind], &(weights.*kLinearKinds[kind].linear), nullptr});
+      add_stored_names(name, known);
     }
   }
+  TRIMPOT_TRY_VOID(read_orders(file, *model, known));
   TRIMPOT_TRY_VOID(check_no_surplus(file, known));
   TRIMPOT_TRY_VOID(pack_all(file, team, slots));
+  for (LayerWeights& layer : model->layers) {
+    share_orders(layer.k_proj, layer.q_proj);
+    share_orders(layer.v_proj, layer.q_proj);
+    share_orders(layer.up_proj, layer.gate_proj);
+  }
   return model;
 }
 

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "base/result.h"
-#include "format/matrix.h"
+#include "format/linear.h"
 #include "io/gguf/gguf.h"
-#include "kernels/ops.h"
+#include "sys/thread_team.h"
 #include "model/config.h"
 
 namespace trimpot {
@@ -20,13 +20,15 @@ namespace trimpot {
 struct LayerWeights {
   std::vector<float> attention_norm;     // [hidden]
   std::vector<float> feed_forward_norm;  // [hidden]
-  Matrix q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+  Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+  // Original channel at each position of the feed-forward axis; null: as it was (reordered models).
+  ColumnOrder feed_forward_order;
 };
 
 struct LinearKind {
   std::string_view module;       // as PEFT's target_modules name it
   std::string_view gguf_suffix;  // "blk.<layer>.<suffix>.weight"
-  Matrix LayerWeights::*matrix;
+  Linear LayerWeights::*linear;
 };
 
 inline constexpr std::array<LinearKind, 7> kLinearKinds{{
@@ -47,17 +49,35 @@ struct Model {
   std::vector<float> output_norm;             // [hidden]
   std::vector<float> rope_frequency_factors;  // [rope_dims / 2], or empty
   std::vector<LayerWeights> layers;
+  // Models whose residual stream was reordered offline (QEFT): the original channel at each
+  // position. Embedding and head are in the new order too, unless embedding_order says otherwise:
+  // a block-quantized matrix keeps its order, and the hidden vector is gathered on entry and exit.
+  ColumnOrder residual_order;
+  ColumnOrder embedding_order;  // channel of the embedding at each position, or null
+  ColumnOrder head_order;       // the inverse: position of each of the head's columns, or null
 
   const Matrix& head_matrix() const { return head.rows() > 0 ? head : embedding; }
+  LinearView head_view() const {
+    LinearView view(head_matrix());
+    view.weight_columns = head_order.get();
+    return view;
+  }
   std::size_t linear_count() const { return layers.size() * kLinearKinds.size(); }
   // Linear layers are numbered layer by layer, in the order of kLinearKinds.
-  Matrix& linear(std::size_t index) {
-    return layers[index / kLinearKinds.size()].*kLinearKinds[index % kLinearKinds.size()].matrix;
+  Linear& linear(std::size_t index) {
+    return layers[index / kLinearKinds.size()].*kLinearKinds[index % kLinearKinds.size()].linear;
   }
-  const Matrix& linear(std::size_t index) const { return const_cast<Model*>(this)->linear(index); }
+  const Linear& linear(std::size_t index) const { return const_cast<Model*>(this)->linear(index); }
   std::size_t weight_bytes() const;
 };
 
+// Original channel at each position of a layer's outputs and inputs; null: as in the original.
+struct LinearAxes {
+  ColumnOrder rows, columns;
+};
+LinearAxes linear_axes(const Model& model, std::size_t index);
+
+std::string linear_name(std::size_t index);         // "blk.3.ffn_down"
 std::string linear_tensor_name(std::size_t index);  // "blk.3.ffn_down.weight"
 
 // Reads and packs every tensor, letting go of the file's pages as it goes. Errors name file and

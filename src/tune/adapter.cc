@@ -146,7 +146,7 @@ Status apply_adapter(const std::string& path, const gguf::File& base, Model& mod
     if (found == linears.end() || (kind != "scale" && kind != "zero"))
       return fail("{}: tensor {} belongs to no part of this model that can be tuned", path,
                   tensor.name);
-    const Matrix& matrix = model.linear(found->second);
+    const Matrix& matrix = model.linear(found->second).weight;
     const bool fits = tensor.dtype == "F16" && tensor.shape.size() == 2 &&
                       tensor.shape[0] == static_cast<std::uint64_t>(matrix.rows()) &&
                       tensor.shape[1] == static_cast<std::uint64_t>(matrix.groups());
@@ -162,7 +162,7 @@ Status apply_adapter(const std::string& path, const gguf::File& base, Model& mod
     const safetensors::TensorInfo* scales = file.find(name + ".scale");
     const safetensors::TensorInfo* zeros = file.find(name + ".zero");
     if (scales == nullptr && zeros == nullptr) continue;
-    Matrix& matrix = model.linear(index);
+    Matrix& matrix = model.linear(index).weight;
     const auto value_at = [&](const safetensors::TensorInfo& tensor, std::size_t at) {
       f16 value;
       std::memcpy(&value, file.data(tensor).data() + at * sizeof value, sizeof value);
@@ -172,16 +172,14 @@ Status apply_adapter(const std::string& path, const gguf::File& base, Model& mod
       for (std::int64_t group = 0; group < matrix.groups(); ++group) {
         const std::size_t to = matrix.scale_index(row, group);
         const auto at = static_cast<std::size_t>(row * matrix.groups() + group);
-        const GroupValues old{matrix.scales()[to],
-                              matrix.has_offsets() ? matrix.offsets()[to] : f16{0}};
+        const GroupValues old = group_values(matrix, to);
         const f16 scale = scales != nullptr ? value_at(*scales, at) : old.scale;
         const GroupValues now = committed_group(
             old, scale, zeros != nullptr ? std::optional<f16>(value_at(*zeros, at)) : std::nullopt);
-        if ((now.scale & 0x7c00u) == 0x7c00u || (now.offset & 0x7c00u) == 0x7c00u)
+        if ((now.scale & 0x7c00u) == 0x7c00u || (now.centre & 0x7c00u) == 0x7c00u)
           return fail("{}: tensor {}, row {}, group {}: not a finite number", path, name, row,
                       group);
-        matrix.scales()[to] = now.scale;
-        if (matrix.has_offsets()) matrix.offsets()[to] = now.offset;
+        set_group_values(matrix, to, now);
       }
   }
   return {};
@@ -194,7 +192,7 @@ Status export_gguf(const gguf::File& base, const Model& model, const std::string
   };
   const auto patch = [&](const gguf::TensorInfo& tensor, std::span<std::byte> rows,
                          std::uint64_t first_row) -> Status {
-    const Matrix& matrix = model.linear(linears.at(tensor.name));
+    const Matrix& matrix = model.linear(linears.at(tensor.name)).weight;
     const BlockFormat format = block_format(tensor.type);
     const auto groups = static_cast<std::size_t>(matrix.groups());
     const std::size_t row_bytes = groups * static_cast<std::size_t>(format.bytes);

@@ -38,11 +38,19 @@ struct Parameters {
   }
 };
 
-// One tensor of an adapter: the final f16 values, row after row.
+// One tensor of an adapter, row after row, in the original order of channels.
 struct AdapterTensor {
-  std::string name;  // "<gguf tensor name>.scale" or ".zero"
-  std::int64_t rows, columns;
-  std::vector<f16> values;
+  std::string name;   // "<gguf tensor name>.scale", ".zero", ".weak", ".lora_a", ...
+  std::string dtype;  // "F16", "F32" or "I32"
+  std::vector<std::uint64_t> shape;
+  std::vector<std::byte> bytes;
+
+  template <typename T>
+  static AdapterTensor make(std::string name, std::string dtype, std::vector<std::uint64_t> shape,
+                            std::span<const T> values) {
+    const auto bytes = std::as_bytes(values);
+    return {std::move(name), std::move(dtype), std::move(shape), {bytes.begin(), bytes.end()}};
+  }
 };
 
 class TuningMethod {
@@ -52,11 +60,14 @@ class TuningMethod {
   // How many numbers the user's file gets to learn (padding not counted).
   virtual std::size_t trainable() const = 0;
   virtual const GradientSink& sink() = 0;
+  // Before each forward and backward pass of a step, with a number that no other pass has: where
+  // random numbers (dropout) come from.
+  virtual void begin_pass(std::uint64_t) {}
   // Writes the rounded parameters into the model. Errors: a value that is no longer finite, naming
   // tensor, row and group.
   virtual Status commit(ThreadTeam& team) = 0;
-  // The committed values, for an adapter file.
-  virtual std::vector<AdapterTensor> adapter_tensors() const = 0;
+  // The committed values, for an adapter file. Errors: a method whose result is a whole model.
+  virtual Result<std::vector<AdapterTensor>> adapter_tensors() const = 0;
 };
 
 }  // namespace trimpot

@@ -29,7 +29,7 @@ struct Target {
   bool zeros = false;
   std::size_t scale_begin = 0;  // in the parameter arrays
   std::size_t zero_begin = 0;
-  AlignedBuffer<f16> base_scales, base_offsets;  // packed order
+  AlignedBuffer<f16> base_scales, base_centres;  // packed order; centres: offsets or zeros
 };
 
 class ScaleTuning final : public TuningMethod {
@@ -53,20 +53,17 @@ class ScaleTuning final : public TuningMethod {
       linears = std::max(linears, target.linear + 1);
     }
     parameters_.allocate(count);
-    by_linear_.assign(linears, nullptr);
-    for (Target& target : targets_) {
-      by_linear_[target.linear] = &target;
+    for (Target& target : targets_)
       if (target.scales)
         std::fill_n(parameters_.values.data() + target.scale_begin, parameter_size(*target.matrix),
                     1.0f);
-    }
-    sink_.wants = [this](std::size_t index) {
-      return index < by_linear_.size() && by_linear_[index] != nullptr;
-    };
-    sink_.scales = [this](std::size_t index, std::int64_t begin, std::int64_t end,
-                          const float* d_scale, const float* d_offset) {
-      accumulate(*by_linear_[index], begin, end, d_scale, d_offset);
-    };
+    sink_.linears.resize(linears);
+    for (Target& target : targets_)
+      sink_.linears[target.linear].scales = [this, &target](
+                                                std::int64_t begin, std::int64_t end,
+                                                const float* d_scale, const float* d_offset) {
+        accumulate(target, begin, end, d_scale, d_offset);
+      };
   }
 
   Parameters& parameters() override { return parameters_; }
@@ -96,21 +93,25 @@ class ScaleTuning final : public TuningMethod {
     return {};
   }
 
-  std::vector<AdapterTensor> adapter_tensors() const override {
+  Result<std::vector<AdapterTensor>> adapter_tensors() const override {
     std::vector<AdapterTensor> tensors;
     for (const Target& target : targets_) {
       const Matrix& matrix = *target.matrix;
       const std::string name = linear_tensor_name(target.linear);
-      AdapterTensor scale{name + ".scale", matrix.rows(), matrix.groups(), {}};
-      AdapterTensor zero{name + ".zero", matrix.rows(), matrix.groups(), {}};
+      std::vector<f16> scales, zeros;
       for (std::int64_t row = 0; row < matrix.rows(); ++row)
         for (std::int64_t group = 0; group < matrix.groups(); ++group) {
           const std::size_t index = matrix.scale_index(row, group);
-          if (target.scales) scale.values.push_back(matrix.scales()[index]);
-          if (target.zeros) zero.values.push_back(zero_value(target, index));
+          if (target.scales) scales.push_back(matrix.scales()[index]);
+          if (target.zeros) zeros.push_back(zero_value(target, index));
         }
-      if (target.scales) tensors.push_back(std::move(scale));
-      if (target.zeros) tensors.push_back(std::move(zero));
+      const std::vector<std::uint64_t> shape{static_cast<std::uint64_t>(matrix.rows()),
+                                             static_cast<std::uint64_t>(matrix.groups())};
+      if (target.scales)
+        tensors.push_back(
+            AdapterTensor::make<f16>(name + ".scale", "F16", shape, std::span(scales)));
+      if (target.zeros)
+        tensors.push_back(AdapterTensor::make<f16>(name + ".zero", "F16", shape, std::span(zeros)));
     }
     return tensors;
   }
@@ -129,7 +130,8 @@ class ScaleTuning final : public TuningMethod {
   }
   static GroupValues base(const Target& target, std::size_t index) {
     return {target.base_scales[index],
-            target.base_offsets.empty() ? f16{0} : target.base_offsets[index]};
+            target.base_centres.empty() ? f16{0} : target.base_centres[index],
+            target.matrix->has_zeros()};
   }
   f16 zero_value(const Target& target, std::size_t index) const {
     if (is_frozen(base(target, index), true)) return 0;  // unused
@@ -149,15 +151,15 @@ class ScaleTuning final : public TuningMethod {
               : old.scale;
       const GroupValues now = committed_group(
           old, scale, target.zeros ? std::optional<f16>(zero_value(target, index)) : std::nullopt);
-      good = good && finite(now.scale) && finite(now.offset);
-      matrix.scales()[index] = now.scale;
-      if (matrix.has_offsets()) matrix.offsets()[index] = now.offset;
+      good = good && finite(now.scale) && finite(now.centre);
+      set_group_values(matrix, index, now);
     }
     return good;
   }
 
-  // d loss / d theta = s d_scale + m d_offset with s, m at theta = 1 (m at the current zero-point);
-  // d loss / d z = -s' d_offset.
+  // With offsets:  d theta = s d_scale + m d_offset with s, m at theta = 1 (m at the current
+  // zero-point). With zeros (the kernel's d_scale is that of z = 0): d theta = s (d_scale - z
+  // d_offset).  Both: d z = -s' d_offset.
   void accumulate(Target& target, std::int64_t tile_begin, std::int64_t tile_end,
                   const float* d_scale, const float* d_offset) {
     const Matrix& matrix = *target.matrix;
@@ -171,8 +173,9 @@ class ScaleTuning final : public TuningMethod {
       const float scale = f16_to_f32(old.scale);
       const float d_m = d_offset != nullptr ? d_offset[local] : 0.0f;
       if (target.scales) {
-        const float offset =
-            target.zeros ? -scale * f16_to_f32(zero_value(target, index)) : f16_to_f32(old.offset);
+        float offset = f16_to_f32(old.centre);  // m at theta = 1
+        if (target.zeros || old.is_zero)
+          offset = -scale * f16_to_f32(target.zeros ? zero_value(target, index) : old.centre);
         parameters_.gradient[target.scale_begin + master] += scale * d_scale[local] + offset * d_m;
       }
       if (target.zeros)
@@ -182,7 +185,6 @@ class ScaleTuning final : public TuningMethod {
   }
 
   std::vector<Target> targets_;
-  std::vector<Target*> by_linear_;
   ScaleGranularity granularity_;
   Parameters parameters_;
   GradientSink sink_;
@@ -193,18 +195,31 @@ class ScaleTuning final : public TuningMethod {
 GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero) {
   if (is_frozen(base, zero.has_value())) return base;
   const float new_scale = f16_to_f32(scale);
-  if (zero) return {scale, f32_to_f16(-new_scale * f16_to_f32(*zero))};
-  const float ratio = f16_to_f32(base.offset) / f16_to_f32(base.scale);
-  return {scale, f32_to_f16(new_scale * ratio)};
+  if (base.is_zero) return {scale, zero ? *zero : base.centre, true};
+  if (zero) return {scale, f32_to_f16(-new_scale * f16_to_f32(*zero)), false};
+  const float ratio = f16_to_f32(base.centre) / f16_to_f32(base.scale);
+  return {scale, f32_to_f16(new_scale * ratio), false};
 }
 
 float zero_point(GroupValues base) {
   if ((base.scale & 0x7fffu) == 0) return 0.0f;
-  return -f16_to_f32(base.offset) / f16_to_f32(base.scale);
+  if (base.is_zero) return f16_to_f32(base.centre);
+  return -f16_to_f32(base.centre) / f16_to_f32(base.scale);
+}
+
+GroupValues group_values(const Matrix& matrix, std::size_t index) {
+  const std::span<const f16> centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
+  return {matrix.scales()[index], centres.empty() ? f16{0} : centres[index], matrix.has_zeros()};
+}
+
+void set_group_values(Matrix& matrix, std::size_t index, GroupValues values) {
+  matrix.scales()[index] = values.scale;
+  const std::span<f16> centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
+  if (!centres.empty()) centres[index] = values.centre;
 }
 
 bool learns_zeros(ScaleMethod method, const Matrix& matrix) {
-  return method != ScaleMethod::kScales && matrix.has_offsets();
+  return method != ScaleMethod::kScales && (matrix.has_offsets() || matrix.has_zeros());
 }
 
 ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod method,
@@ -245,7 +260,7 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
         std::find(options.target_modules.begin(), options.target_modules.end(), kind.module) ==
             options.target_modules.end())
       continue;
-    Matrix& matrix = model.linear(index);
+    Matrix& matrix = model.linear(index).weight;
     if (!matrix.quantized()) continue;
     any_quantized = true;
     Target target;
@@ -256,21 +271,22 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
     if (!target.scales && !target.zeros) continue;
     target.base_scales.resize(matrix.scales().size());
     std::copy(matrix.scales().begin(), matrix.scales().end(), target.base_scales.data());
-    target.base_offsets.resize(matrix.offsets().size());
-    std::copy(matrix.offsets().begin(), matrix.offsets().end(), target.base_offsets.data());
+    const std::span<const f16> centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
+    target.base_centres.resize(centres.size());
+    std::copy(centres.begin(), centres.end(), target.base_centres.data());
     targets.push_back(std::move(target));
   }
   if (!any_quantized)
     return fail(
         "no linear layer of this model is quantized, so there are no scales to tune; "
-        "quantize it to Q4_1, Q5_1, Q4_0, Q5_0 or Q8_0 first");
+        "`trimpot quantize` makes a quantized file of it");
   const bool any_zeros =
       std::any_of(targets.begin(), targets.end(), [](const Target& t) { return t.zeros; });
   if (options.method != ScaleMethod::kScales && !any_zeros)
     return fail(
         "the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "
-        "Q5_0: 16, Q8_0: 0) and cannot be tuned; use --method peqa, or a file in Q4_1 or "
-        "Q5_1");
+        "Q5_0: 16, Q8_0: 0; symmetric: the middle) and cannot be tuned; use --method peqa, or a "
+        "file in Q4_1 or Q5_1, or one that `trimpot quantize` made with zero-points");
   return std::make_unique<ScaleTuning>(std::move(targets), options.granularity);
 }
 

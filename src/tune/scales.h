@@ -10,6 +10,7 @@
 // What is committed follows from the rounded values and the base file alone, so that an adapter
 // with these values gives the same bits as the tuned file:
 //   s' = f16(s theta),  z' = f16(z + shift),  m' = f16(s' (m / s))   or   f16(-s' z')
+// (formats that store zeros instead of offsets keep z, or store z' itself).
 // Groups whose scale is zero stay as they are, and so do, where zero-points are learned, those
 // whose z is beyond +-32768: f16 would not hold it.
 #pragma once
@@ -57,10 +58,14 @@ ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod met
 // The rule above for one group. `zero` is the learned z', if zero-points are learned.
 struct GroupValues {
   f16 scale;
-  f16 offset;  // unused where the format has none
+  f16 centre;     // m, or z where the format stores zeros; unused where it has neither
+  bool is_zero;   // centre is z
 };
 GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero);
-// z of a group with offsets, -m / s in f32; 0 where the scale is zero.
+// z of a group, stored or as -m / s in f32; 0 where the scale is zero.
 float zero_point(GroupValues base);
+// A group of a matrix as it is now, and back.
+GroupValues group_values(const Matrix& matrix, std::size_t index);
+void set_group_values(Matrix& matrix, std::size_t index, GroupValues values);
 
 }  // namespace trimpot

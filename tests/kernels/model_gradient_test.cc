@@ -82,13 +82,13 @@ class Collector {
   explicit Collector(const Model& model) : model_(model), d_scales_(model.linear_count()) {
     d_offsets_.resize(model.linear_count());
     for (std::size_t i = 0; i < model.linear_count(); ++i) {
-      d_scales_[i].resize(model.linear(i).scales().size());
-      d_offsets_[i].resize(model.linear(i).offsets().size());
+      d_scales_[i].resize(model.linear(i).weight.scales().size());
+      d_offsets_[i].resize(model.linear(i).weight.offsets().size());
     }
-    sink_.wants = [this](std::size_t i) { return model_.linear(i).quantized(); };
+    sink_.wants = [this](std::size_t i) { return model_.linear(i).weight.quantized(); };
     sink_.scales = [this](std::size_t i, std::int64_t begin, std::int64_t end, const float* d_scale,
                           const float* d_offset) {
-      const auto per_tile = static_cast<std::size_t>(model_.linear(i).groups()) * kTileRows;
+      const auto per_tile = static_cast<std::size_t>(model_.linear(i).weight.groups()) * kTileRows;
       for (std::size_t at = begin * per_tile; at < end * per_tile; ++at) {
         d_scales_[i][at] += d_scale[at - begin * per_tile];
         if (d_offset != nullptr) d_offsets_[i][at] += d_offset[at - begin * per_tile];
@@ -101,7 +101,7 @@ class Collector {
 
  private:
   std::vector<float> rows_first(std::size_t i, const std::vector<float>& packed) const {
-    const Matrix& matrix = model_.linear(i);
+    const Matrix& matrix = model_.linear(i).weight;
     std::vector<float> out;
     for (std::int64_t row = 0; row < matrix.rows(); ++row)
       for (std::int64_t group = 0; group < matrix.groups(); ++group)
@@ -171,11 +171,11 @@ TEST_P(ModelGradient, TrainingPass) {
     EXPECT_LE(std::fabs(sum->loss - want.loss), bound * want.loss);
     worst_loss.add(std::fabs(sum->loss - want.loss) / want.loss);
     for (std::size_t i = 0; i < model.linear_count(); ++i) {
-      if (!model.linear(i).quantized()) continue;
+      if (!model.linear(i).weight.quantized()) continue;
       const double scales = relative_error(got.d_scales(i), want.d_scales[i]);
       EXPECT_LE(scales, bound) << linear_tensor_name(i) << " scales";
       worst.add(scales);
-      if (!model.linear(i).has_offsets()) continue;
+      if (!model.linear(i).weight.has_offsets()) continue;
       const double offsets = relative_error(got.d_offsets(i), want.d_offsets[i]);
       EXPECT_LE(offsets, bound) << linear_tensor_name(i) << " offsets";
       worst.add(offsets);
@@ -265,11 +265,11 @@ TEST_P(ModelGradient, DefaultPathPointsTheSameWay) {
     const Wanted want = wanted(model, batch, 1.0);
     EXPECT_NEAR(sum->loss, want.loss, 0.02 * want.loss);
     for (std::size_t i = 0; i < model.linear_count(); ++i) {
-      if (!model.linear(i).quantized()) continue;
+      if (!model.linear(i).weight.quantized()) continue;
       const double scales = cosine(got.d_scales(i), want.d_scales[i]);
       sine.add(std::sqrt(1 - scales * scales));
       EXPECT_GT(scales, 0.99) << linear_tensor_name(i);
-      if (!model.linear(i).has_offsets()) continue;
+      if (!model.linear(i).weight.has_offsets()) continue;
       EXPECT_GT(cosine(got.d_offsets(i), want.d_offsets[i]), 0.99) << linear_tensor_name(i);
     }
   }

@@ -74,7 +74,7 @@ TEST_F(Load, EveryTensorInItsPlace) {
   ASSERT_EQ(model.linear_count(), 14u);
   EXPECT_EQ(linear_tensor_name(8), "blk.1.attn_k.weight");
   for (std::size_t i = 0; i < model.linear_count(); ++i)
-    expect_matrix(model.linear(i), linear_tensor_name(i));
+    expect_matrix(model.linear(i).weight, linear_tensor_name(i));
   for (std::size_t layer = 0; layer < 2; ++layer) {
     const std::string prefix = "blk." + std::to_string(layer) + ".";
     expect_vector(model.layers[layer].attention_norm, prefix + "attn_norm.weight");

@@ -69,19 +69,19 @@ struct Outcome {
 Outcome run(TrainingPass& pass, const Model& model, const TrainingBatch& batch, float weight) {
   std::vector<std::size_t> first{0};
   for (std::size_t i = 0; i < model.linear_count(); ++i)
-    first.push_back(first.back() + model.linear(i).scales().size() +
-                    model.linear(i).offsets().size());
+    first.push_back(first.back() + model.linear(i).weight.scales().size() +
+                    model.linear(i).weight.offsets().size());
   Outcome out;
   out.gradients.resize(first.back());
   const GradientSink sink{
       [](std::size_t) { return true; },
       [&](std::size_t i, std::int64_t begin, std::int64_t end, const float* d_scale,
           const float* d_offset) {
-        const auto per_tile = static_cast<std::size_t>(model.linear(i).groups()) * 16;
+        const auto per_tile = static_cast<std::size_t>(model.linear(i).weight.groups()) * 16;
         const std::size_t size = static_cast<std::size_t>(end - begin) * per_tile;
         float* to = out.gradients.data() + first[i] + static_cast<std::size_t>(begin) * per_tile;
         std::copy_n(d_scale, size, to);
-        if (d_offset != nullptr) std::copy_n(d_offset, size, to + model.linear(i).scales().size());
+        if (d_offset != nullptr) std::copy_n(d_offset, size, to + model.linear(i).weight.scales().size());
       }};
   const auto sum = pass.run(batch, weight, &sink);
   EXPECT_TRUE(sum) << sum.error().message;

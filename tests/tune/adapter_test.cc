@@ -42,7 +42,7 @@ ToyFile adapter_toy() {
 std::vector<f16> stored(const Model& model) {
   std::vector<f16> out;
   for (std::size_t i = 0; i < model.linear_count(); ++i) {
-    const Matrix& matrix = model.linear(i);
+    const Matrix& matrix = model.linear(i).weight;
     out.insert(out.end(), matrix.scales().begin(), matrix.scales().end());
     out.insert(out.end(), matrix.offsets().begin(), matrix.offsets().end());
   }

@@ -66,7 +66,7 @@ constexpr ScaleGranularity kGranularities[] = {ScaleGranularity::kGroup, ScaleGr
 std::vector<f16> stored(const Model& model) {
   std::vector<f16> out;
   for (std::size_t i = 0; i < model.linear_count(); ++i) {
-    const Matrix& matrix = model.linear(i);
+    const Matrix& matrix = model.linear(i).weight;
     out.insert(out.end(), matrix.scales().begin(), matrix.scales().end());
     out.insert(out.end(), matrix.offsets().begin(), matrix.offsets().end());
   }
@@ -149,11 +149,11 @@ TEST_F(Scales, AtTheStartZeroPointsMoveOffsetsByARoundingOnly) {
   ASSERT_TRUE(method);
   ASSERT_TRUE((*method)->commit(team_));
   for (std::size_t i = 0; i < model->linear_count(); ++i) {
-    const Matrix& now = model->linear(i);
+    const Matrix& now = model->linear(i).weight;
     for (std::size_t k = 0; k < now.scales().size(); ++k) {
-      EXPECT_EQ(now.scales()[k], base->linear(i).scales()[k]);
+      EXPECT_EQ(now.scales()[k], base->linear(i).weight.scales()[k]);
       if (!now.has_offsets()) continue;
-      const float old = f16_to_f32(base->linear(i).offsets()[k]);
+      const float old = f16_to_f32(base->linear(i).weight.offsets()[k]);
       EXPECT_NEAR(f16_to_f32(now.offsets()[k]), old, std::fabs(old) * 0x1.02p-10f);
     }
   }
@@ -172,8 +172,8 @@ TEST_F(Scales, CommitFollowsTheMasters) {
       const Parameters& parameters = (*method)->parameters();
       std::size_t frozen = 0;
       for (std::size_t i = 0; i < model->linear_count(); ++i) {
-        const Matrix& now = model->linear(i);
-        const Matrix& old = base->linear(i);
+        const Matrix& now = model->linear(i).weight;
+        const Matrix& old = base->linear(i).weight;
         const auto master = [&](const std::string& suffix, std::int64_t row, std::int64_t group) {
           for (const Parameter& p : parameters.list)
             if (p.name == linear_tensor_name(i) + suffix) {
@@ -250,7 +250,7 @@ TEST_F(Scales, ZeroPointsTooLargeForF16StayFrozen) {
   std::memcpy(toy.tensor("blk.0.ffn_up.weight").data.data() + 42, &offset, 2);
   for (const ScaleMethod kind : kMethods) {
     const auto model = load(toy);
-    const Matrix& matrix = model->linear(5);
+    const Matrix& matrix = model->linear(5).weight;
     const std::size_t k = matrix.scale_index(1, 0);
     ASSERT_EQ(matrix.scales()[k], tiny);
     const auto method = make_scale_method(*model, {kind, {}, {}});
@@ -298,7 +298,7 @@ class ScaleGradient : public Scales {
     const Parameters& parameters = method.parameters();
     const std::vector<AdapterTensor> committed = method.adapter_tensors();
     for (const Parameter& parameter : parameters.list) {
-      const Matrix& matrix = base->linear(parameter.linear);
+      const Matrix& matrix = base->linear(parameter.linear).weight;
       const auto zeros = std::find_if(committed.begin(), committed.end(), [&](const auto& tensor) {
         return tensor.name == linear_tensor_name(parameter.linear) + ".zero";
       });
@@ -366,7 +366,7 @@ TEST_F(Scales, FrozenGroupsGetNoGradient) {
     ASSERT_TRUE(pass.run(batch, 1.0f, &(*method)->sink()));
     const Parameters& parameters = (*method)->parameters();
     for (const Parameter& parameter : parameters.list) {
-      const Matrix& matrix = model->linear(parameter.linear);
+      const Matrix& matrix = model->linear(parameter.linear).weight;
       const std::int64_t groups = matrix.groups();
       for (std::size_t at = 0; at < parameter.count; ++at) {
         const auto lane = static_cast<std::int64_t>(at % 16);
@@ -382,9 +382,9 @@ TEST_F(Scales, ParametersAndCounts) {
   const auto model = load_mixed();
   std::vector<QuantizedShape> shapes;
   for (std::size_t i = 0; i < model->linear_count(); ++i)
-    if (model->linear(i).quantized())
+    if (model->linear(i).weight.quantized())
       shapes.push_back(
-          {model->linear(i).rows(), model->linear(i).groups(), model->linear(i).has_offsets()});
+          {model->linear(i).weight.rows(), model->linear(i).weight.groups(), model->linear(i).weight.has_offsets()});
   for (const ScaleMethod kind : kMethods)
     for (const ScaleGranularity granularity : kGranularities) {
       const auto method = make_scale_method(*model, {kind, granularity, {}});

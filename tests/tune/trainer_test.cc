@@ -178,7 +178,7 @@ State state_of(const Run& run) {
        {&parameters.values, &parameters.first_moment, &parameters.second_moment})
     state.numbers.insert(state.numbers.end(), values->data(), values->data() + values->size());
   for (std::size_t i = 0; i < run.model->linear_count(); ++i) {
-    const Matrix& matrix = run.model->linear(i);
+    const Matrix& matrix = run.model->linear(i).weight;
     state.committed.insert(state.committed.end(), matrix.scales().begin(), matrix.scales().end());
     state.committed.insert(state.committed.end(), matrix.offsets().begin(), matrix.offsets().end());
   }

@@ -1,0 +1,109 @@
+// The contracts of a linear layer, over whole matrices and all threads:
+//   linear           y  = x W^T                                   (MatMul)
+//   linear_backward  dx = dy W                                    (MatMulT; no transposed copy of W)
+//                    d_scale, d_offset                            (GradScales, GradOffsets; no dW)
+//                    dF[n, j] = sum_t dy[t, n] x[t, j]            (GradColumns, GradDense)
+// with weak columns and the low-rank path included (format/linear.h). Every function splits its
+// outputs over the threads and never a sum, so that results do not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "format/linear.h"
+#include "kernels/ops.h"
+
+namespace trimpot {
+
+// The inputs of one linear layer in the order of its stored columns.
+struct LinearInput {
+  const float* values = nullptr;  // [tokens], `stride` floats apart: the columns of `weight`
+  std::int64_t stride = 0;
+  const float* weak = nullptr;  // the weak columns
+  std::int64_t weak_stride = 0;
+  Int8View int8;  // of `values`; empty where the weight is not multiplied in int8
+};
+
+// Inputs of linear layers: floats [tokens, columns], and the forms in which the layers that read
+// them want them: rounded to int8, gathered into the order of their columns. Layers that agree
+// share a form.
+class Activations {
+ public:
+  void allocate(std::int64_t tokens, std::int64_t columns);
+  float* values() { return values_.data(); }
+  const float* values() const { return values_.data(); }
+  std::int64_t columns() const { return columns_; }
+  // To be called when values() are final, with all layers that will read them.
+  void prepare(Compute& compute, std::int64_t tokens, std::span<const LinearView> readers);
+  // Of a layer that was among the readers.
+  LinearInput input(const LinearView& linear) const;
+
+ private:
+  struct Form {  // the input's `count` columns `columns` (null: the first ones)
+    const std::vector<std::int32_t>* columns = nullptr;
+    std::int64_t count = 0;
+    bool rounded = false;  // int8 wanted
+    AlignedBuffer<float> gathered;
+    AlignedBuffer<std::int8_t> codes;
+    AlignedBuffer<float> scales, scaled_sums;
+    AlignedBuffer<std::int32_t> sums;
+    Int8View int8;
+  };
+  Form& form_of(const std::vector<std::int32_t>* columns, std::int64_t count);
+  const Form* find(const std::vector<std::int32_t>* columns, std::int64_t count) const;
+  void fill(Compute& compute, std::int64_t tokens, Form& form) const;
+
+  std::int64_t columns_ = 0;
+  AlignedBuffer<float> values_;
+  std::vector<Form> forms_;  // the first used_ are of the present contents; the others keep memory
+  std::size_t used_ = 0;
+};
+
+// y [tokens, rows] (+)= the layer's output, for several layers that share their input: one join
+// for q, k, v.
+struct LinearOutput {
+  LinearView linear;
+  float* y;
+};
+void linear(Compute& compute, const Activations& x, std::int64_t tokens,
+            std::span<const LinearOutput> outputs, bool add = false);
+
+// Receives d_scale and d_offset of whole tiles, [tile_end - tile_begin][groups][16], possibly from
+// several threads at once (never the same tile). d_offset is null for formats without zeros and
+// offsets. With zeros, d_scale is that of zero 0 (Kernels::scale_gradient_int8).
+using ScaleGradientSink = std::function<void(std::int64_t tile_begin, std::int64_t tile_end,
+                                             const float* d_scale, const float* d_offset)>;
+
+// Which gradients of a layer are wanted and where they go. Arrays are added to; their layout is
+// that of dense matrices, [tiles][columns][16].
+struct LinearSink {
+  ScaleGradientSink scales;   // empty: not wanted; so are null pointers
+  float* weak = nullptr;      // of `weak`
+  float* weight = nullptr;    // of `weight` whatever its storage: full tuning, fake quantization
+  float* low_rank_a = nullptr;
+  float* low_rank_b = nullptr;
+  bool wanted() const { return scales || weak || weight || low_rank_a || low_rank_b; }
+};
+
+// Gradients of the parts that `sink` wants, and dx [tokens, channels] (+)= the input's gradient
+// (null: not wanted) from dy [tokens, rows].
+void linear_backward(Compute& compute, const LinearView& linear, const Activations& x,
+                     const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
+                     bool add);
+
+// The head's input gradient: dy as softmax_gradient() left it, rows `dy_stride` floats apart, in
+// bf16 if the kernels work with bf16 on this path.
+bool uses_bf16(const Compute& compute);
+void head_backward(Compute& compute, const LinearView& head, const float* dy,
+                   std::int64_t dy_stride, std::int64_t tokens, float* dx);
+
+// out[:, i] = x[:, columns[i]]; rows of `width` floats.
+void gather_columns(Compute& compute, const float* x, std::int64_t width, std::int64_t tokens,
+                    std::span<const std::int32_t> columns, float* out);
+// out[:, columns[i]] += x[:, i]; rows of out have `width` floats. Columns may repeat.
+void scatter_add_columns(Compute& compute, const float* x, std::int64_t tokens,
+                         std::span<const std::int32_t> columns, float* out, std::int64_t width);
+
+}  // namespace trimpot

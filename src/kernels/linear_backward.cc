@@ -1,0 +1,212 @@
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/linear.h"
+#include "kernels/low_rank.h"
+
+namespace trimpot {
+namespace {
+
+std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
+
+// Rows of dy, and their bf16 form where the kernels work with it.
+struct OutputGradient {
+  const float* values;
+  std::int64_t stride;
+  const bf16* rounded = nullptr;
+  std::int64_t rounded_stride = 0;
+};
+
+// dx[:, chunk] (+)= dy W[:, chunk], rows in blocks so that the panel stays in the second-level
+// cache.
+void backward_chunk(Compute& compute, const Matrix& weight, const OutputGradient& dy,
+                    std::int64_t tokens, std::int64_t chunk, float* dx, std::int64_t dx_stride,
+                    bool add, int member) {
+  constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: 96 KiB of bf16
+  const MatrixView& w = weight.view();
+  const std::int64_t column = chunk * kChunkColumns;
+  const int columns = static_cast<int>(std::min<std::int64_t>(kChunkColumns, w.columns - column));
+  float* panel = compute.scratch(member, kBlockTiles * kTileRows * kChunkColumns);
+  for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles) {
+    const std::int64_t tile_end = std::min(w.tiles, tile + kBlockTiles);
+    const std::int64_t row = tile * kTileRows;
+    const std::int64_t rows = std::min(tile_end * kTileRows, w.rows) - row;
+    const bool accumulate = add || tile > 0;
+    if (dy.rounded != nullptr) {
+      auto* pairs = reinterpret_cast<bf16*>(panel);
+      compute.kernels.unpack_columns_bf16(w, chunk, tile, tile_end, pairs);
+      // dy rows are padded with zeros to whole pairs.
+      compute.kernels.multiply_bf16(dy.rounded + row, dy.rounded_stride, pairs, rows + rows % 2, 0,
+                                    tokens, dx + column, dx_stride, columns, accumulate);
+    } else {
+      compute.kernels.unpack_columns(w, chunk, tile, tile_end, false, panel);
+      compute.kernels.multiply({dy.values + row, dy.stride, 1},
+                               {panel, Storage::kF32, 16, kChunkColumns}, tokens, columns, rows,
+                               dx + column, dx_stride, accumulate);
+    }
+  }
+}
+
+void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradient& dy,
+                     std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
+  const std::int64_t chunks = divide_up(weight.columns(), kChunkColumns);
+  compute.team.for_each(chunks, 1, [&](std::int64_t begin, std::int64_t end, int member) {
+    for (std::int64_t chunk = begin; chunk < end; ++chunk)
+      backward_chunk(compute, weight, dy, tokens, chunk, dx, dx_stride, add, member);
+  });
+}
+
+// dy with its bf16 form, rows padded with zeros to an even count.
+OutputGradient rounded(Compute& compute, const float* dy, std::int64_t rows, std::int64_t dy_stride,
+                       std::int64_t tokens) {
+  OutputGradient out{dy, dy_stride};
+  if (!uses_bf16(compute)) return out;
+  const std::int64_t stride = rows + rows % 2;
+  bf16* to = compute.rounded(tokens * stride);
+  compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t token = begin; token < end; ++token) {
+      compute.kernels.to_bf16(dy + token * dy_stride, rows, to + token * stride);
+      if (rows % 2 != 0) to[token * stride + rows] = 0;
+    }
+  });
+  out.rounded = to;
+  out.rounded_stride = stride;
+  return out;
+}
+
+// dx of one part of a layer, whose columns are the channels `channels` (null: from `first` on).
+void part_gradient(Compute& compute, const Matrix& part, const std::vector<std::int32_t>* channels,
+                   std::int64_t first, const OutputGradient& dy, std::int64_t tokens, float* dx,
+                   std::int64_t width, bool add) {
+  if (channels == nullptr) {
+    backward_chunks(compute, part, dy, tokens, dx + first, width, add);
+    return;
+  }
+  float* stored = compute.shared(Compute::kReordered, tokens * part.columns());
+  backward_chunks(compute, part, dy, tokens, stored, part.columns(), false);
+  scatter_add_columns(compute, stored, tokens, *channels, dx, width);
+}
+
+// One tile on the f32 path: dW [16, columns] = dy^T x, then its sums over groups.
+void scale_gradients_f32(Compute& compute, const MatrixView& w, const LinearInput& x,
+                         const float* dy, std::int64_t tokens, std::int64_t tile, int member,
+                         const ScaleGradientSink& sink) {
+  const std::int64_t padded = w.chunks * kChunkColumns, sums = w.groups * kTileRows;
+  float* d_weight = compute.scratch(member, kTileRows * padded + 512 + 2 * sums);
+  float* codes = d_weight + kTileRows * padded;  // [16][32]
+  float* d_scale = codes + 512;
+  float* d_offset = d_scale + sums;
+  std::memset(d_scale, 0, 2 * sums * sizeof(float));
+  const std::int64_t row = tile * kTileRows;
+  const std::int64_t rows = std::min<std::int64_t>(kTileRows, w.rows - row);
+  compute.kernels.multiply({dy + row, 1, w.rows}, {x.values, Storage::kF32, 16, x.stride}, rows,
+                           w.columns, tokens, d_weight, padded, false);
+  for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk) {
+    compute.kernels.unpack_columns(w, chunk, tile, tile + 1, true, codes);
+    const std::int64_t group = chunk / w.group_chunks * kTileRows;
+    const std::int64_t columns = std::min<std::int64_t>(32, w.columns - chunk * kChunkColumns);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      double scale_sum = 0, offset_sum = 0;
+      for (std::int64_t j = 0; j < columns; ++j) {
+        const double d = d_weight[r * padded + chunk * kChunkColumns + j];
+        scale_sum += d * static_cast<double>(codes[r * kChunkColumns + j]);
+        offset_sum += d;
+      }
+      d_scale[group + r] += static_cast<float>(scale_sum);
+      d_offset[group + r] += static_cast<float>(offset_sum);
+    }
+  }
+  sink(tile, tile + 1, d_scale, w.offsets != nullptr ? d_offset : nullptr);
+}
+
+void scale_gradients(Compute& compute, const Matrix& weight, const LinearInput& x, const float* dy,
+                     std::int64_t tokens, const ScaleGradientSink& sink) {
+  const MatrixView& w = weight.view();
+  // Pairs of tiles, as the kernel likes them.
+  compute.team.for_each(w.tiles, 2, [&](std::int64_t tile, std::int64_t tile_end, int member) {
+    if (compute.precision == Precision::kF32) {
+      for (; tile < tile_end; ++tile)
+        scale_gradients_f32(compute, w, x, dy, tokens, tile, member, sink);
+      return;
+    }
+    constexpr std::int64_t kPanel = 128 * 2 * kTileRows;
+    const std::int64_t sums = (tile_end - tile) * w.groups * kTileRows;
+    float* dy_panel = compute.scratch(member, kPanel + 2 * sums);
+    float* d_scale = dy_panel + kPanel;
+    float* d_offset = w.offsets != nullptr ? d_scale + sums : nullptr;
+    std::memset(d_scale, 0, 2 * sums * sizeof(float));
+    compute.kernels.scale_gradient_int8(w, x.int8, dy, w.rows, tokens, tile, tile_end, d_scale,
+                                        d_offset, dy_panel);
+    sink(tile, tile_end, d_scale, d_offset);
+  });
+}
+
+}  // namespace
+
+bool uses_bf16(const Compute& compute) {
+  return compute.precision == Precision::kDefault && compute.kernels.bf16_backward;
+}
+
+void dense_gradient(Compute& compute, const float* dy, std::int64_t rows, const float* x,
+                    std::int64_t stride, std::int64_t columns, std::int64_t tokens, float* d) {
+  // 128 rows of x with 576 columns are 288 KiB: they stay in the second-level cache while the
+  // columns pass by.
+  constexpr std::int64_t kBlock = 128;
+  const std::int64_t tiles = divide_up(rows, kTileRows);
+  compute.team.for_each(tiles, 1, [&](std::int64_t tile, std::int64_t, int) {
+    const std::int64_t row = tile * kTileRows;
+    for (std::int64_t token = 0; token < tokens; token += kBlock)
+      compute.kernels.multiply({x + token * stride, 1, stride},
+                               {dy + token * rows + row, Storage::kF32, 16, rows}, columns,
+                               std::min<std::int64_t>(kTileRows, rows - row),
+                               std::min(kBlock, tokens - token), d + row * columns, kTileRows,
+                               true);
+  });
+}
+
+void input_gradient(Compute& compute, const Matrix& weight, const float* dy, std::int64_t dy_stride,
+                    std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
+  const OutputGradient gradient = rounded(compute, dy, weight.rows(), dy_stride, tokens);
+  backward_chunks(compute, weight, gradient, tokens, dx, dx_stride, add);
+}
+
+void linear_backward(Compute& compute, const LinearView& linear, const Activations& x,
+                     const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
+                     bool add) {
+  const std::int64_t rows = linear.weight->rows(), width = x.columns();
+  const LinearInput input = x.input(linear);
+  if (sink.scales) scale_gradients(compute, *linear.weight, input, dy, tokens, sink.scales);
+  if (sink.weak != nullptr)
+    dense_gradient(compute, dy, rows, input.weak, input.weak_stride, linear.weak->columns(), tokens,
+                   sink.weak);
+  if (sink.weight != nullptr)
+    dense_gradient(compute, dy, rows, input.values, input.stride, linear.weight->columns(), tokens,
+                   sink.weight);
+  if (dx != nullptr) {
+    const bool in_order = linear.weight_columns == nullptr && linear.weak_columns == nullptr;
+    if (!add && !in_order) std::memset(dx, 0, tokens * width * sizeof(float));
+    const OutputGradient gradient = rounded(compute, dy, rows, rows, tokens);
+    part_gradient(compute, *linear.weight, linear.weight_columns, 0, gradient, tokens, dx, width,
+                  add || !in_order);
+    if (linear.weak != nullptr)
+      part_gradient(compute, *linear.weak, linear.weak_columns, linear.weight->columns(), gradient,
+                    tokens, dx, width, add || !in_order);
+  }
+  if (linear.low_rank != nullptr)
+    low_rank_backward(compute, *linear.low_rank, x, dy, tokens, sink.low_rank_a, sink.low_rank_b,
+                      dx);
+}
+
+void head_backward(Compute& compute, const LinearView& head, const float* dy,
+                   std::int64_t dy_stride, std::int64_t tokens, float* dx) {
+  OutputGradient gradient{dy, dy_stride};
+  if (uses_bf16(compute)) {
+    gradient.rounded = reinterpret_cast<const bf16*>(dy);
+    gradient.rounded_stride = dy_stride * 2;
+  }
+  const std::int64_t width = head.weight->columns();
+  if (head.weight_columns != nullptr) std::memset(dx, 0, tokens * width * sizeof(float));
+  part_gradient(compute, *head.weight, head.weight_columns, 0, gradient, tokens, dx, width, false);
+}
+
+}  // namespace trimpot
