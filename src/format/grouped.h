@@ -67,7 +67,26 @@ struct GroupedCodes {
 void pack_row(int bits, std::span<const std::uint8_t> codes, std::uint8_t* packed);
 void unpack_row(int bits, std::int64_t columns, const std::uint8_t* packed, std::uint8_t* codes);
 
-// The 16 levels of NF4, ascending, as bitsandbytes has them (QLoRA, appendix E).
+// The 16 levels of NF4, ascending, as bitsandbytes has them (QLoRA, appendix E). An array, so that
+// kernels build their tables from it at compile time.
+inline constexpr float kNf4Levels[16] = {
+    -1.0f,
+    -0.6961928009986877f,
+    -0.5250730514526367f,
+    -0.39491748809814453f,
+    -0.28444138169288635f,
+    -0.18477343022823334f,
+    -0.09105003625154495f,
+    0.0f,
+    0.07958029955625534f,
+    0.16093020141124725f,
+    0.24611230194568634f,
+    0.33791524171829224f,
+    0.44070982933044434f,
+    0.5626170039176941f,
+    0.7229568362236023f,
+    1.0f,
+};
 std::span<const float, 16> nf4_levels();
 
 }  // namespace trimpot

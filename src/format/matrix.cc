@@ -1,7 +1,9 @@
 #include "format/matrix.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "format/chunks.h"
 #include "format/ggml_blocks.h"
 
 namespace trimpot {
@@ -11,47 +13,12 @@ std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by
 
 bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
-// Writes 16 rows x 32 columns of codes, [16][32], as the planes of one chunk.
-void pack_chunk(int bits, const std::uint8_t* codes, std::uint8_t* chunk) {
-  for (int row = 0; row < kTileRows; ++row) {
-    const std::uint8_t* from = codes + row * kChunkColumns;
-    std::uint8_t* to = chunk + row * 4;
-    if (bits == 8) {
-      for (int step = 0; step < 8; ++step) std::memcpy(to + step * 64, from + step * 4, 4);
-      continue;
-    }
-    for (int plane = 0; plane < 4; ++plane) {
-      std::uint32_t low, high;
-      std::memcpy(&low, from + plane * 8, 4);
-      std::memcpy(&high, from + plane * 8 + 4, 4);
-      const std::uint32_t both = (low & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4;
-      std::memcpy(to + plane * 64, &both, 4);
-    }
-    if (bits == 5) {
-      std::uint32_t fifth = 0;
-      for (int step = 0; step < 8; ++step) {
-        std::uint32_t four;
-        std::memcpy(&four, from + step * 4, 4);
-        fifth |= (four >> 4 & 0x01010101u) << step;
-      }
-      std::memcpy(to + 256, &fifth, 4);
-    }
-  }
-}
-
-int code_in_chunk(int bits, const std::uint8_t* chunk, int row, int column) {
-  const int step = column / 4, byte = row * 4 + column % 4;
-  if (bits == 8) return chunk[step * 64 + byte];
-  int code = chunk[step / 2 * 64 + byte] >> (step % 2 * 4) & 0x0f;
-  if (bits == 5) code |= (chunk[256 + byte] >> step & 1) << 4;
-  return code;
-}
-
 }  // namespace
 
 void Matrix::set_views() {
   view_.codes = codes_.data();
   view_.scales = scales_.data();
+  view_.zeros = zeros_.data();
   view_.offsets = offsets_.data();
   view_.dense = dense_.data();
 }
@@ -116,7 +83,7 @@ Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t co
         matrix.scales_[index] = scale;
         if (format.offset_offset >= 0) matrix.offsets_[index] = offset;
       }
-      pack_chunk(format.bits, codes,
+      pack_chunk(format.bits, codes, kChunkColumns,
                  matrix.codes_.data() + (tile * view.chunks + chunk) * chunk_bytes);
     }
   }
@@ -124,30 +91,76 @@ Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t co
   return matrix;
 }
 
-std::size_t Matrix::bytes() const {
-  return codes_.size() + 2 * (scales_.size() + offsets_.size()) + dense_.size();
+Matrix Matrix::zeros(Storage storage, std::int64_t rows, std::int64_t columns) {
+  Matrix matrix;
+  matrix.view_.storage = storage;
+  matrix.view_.rows = rows;
+  matrix.view_.columns = columns;
+  matrix.view_.tiles = divide_up(rows, kTileRows);
+  const std::int64_t size = storage == Storage::kF32 ? 4 : 2;
+  matrix.dense_.resize(matrix.view_.tiles * kTileRows * columns * size);
+  matrix.set_views();
+  return matrix;
 }
 
+Matrix Matrix::clone() const {
+  const auto copy = []<typename T>(const AlignedBuffer<T>& from, AlignedBuffer<T>& to) {
+    to.resize(from.size());
+    if (!from.empty()) std::memcpy(to.data(), from.data(), from.size() * sizeof(T));
+  };
+  Matrix matrix;
+  matrix.view_ = view_;
+  copy(codes_, matrix.codes_);
+  copy(scales_, matrix.scales_);
+  copy(zeros_, matrix.zeros_);
+  copy(offsets_, matrix.offsets_);
+  copy(dense_, matrix.dense_);
+  matrix.set_views();
+  return matrix;
+}
+
+std::size_t Matrix::bytes() const {
+  return codes_.size() + 2 * (scales_.size() + zeros_.size() + offsets_.size()) + dense_.size();
+}
+
+std::span<float> Matrix::dense_f32() {
+  if (view_.storage != Storage::kF32) return {};
+  return {reinterpret_cast<float*>(dense_.data()), dense_.size() / sizeof(float)};
+}
+std::span<const float> Matrix::dense_f32() const { return const_cast<Matrix*>(this)->dense_f32(); }
+
+std::span<f16> Matrix::dense_f16() {
+  if (view_.storage != Storage::kF16) return {};
+  return {reinterpret_cast<f16*>(dense_.data()), dense_.size() / sizeof(f16)};
+}
+std::span<const f16> Matrix::dense_f16() const { return const_cast<Matrix*>(this)->dense_f16(); }
+
 int Matrix::code(std::int64_t row, std::int64_t column) const {
-  const std::uint8_t* chunk =
-      view_.codes + ((row / kTileRows) * view_.chunks + column / kChunkColumns) * view_.bits * 64;
-  return code_in_chunk(view_.bits, chunk, static_cast<int>(row % kTileRows),
-                       static_cast<int>(column % kChunkColumns));
+  return code_in_chunk(view_.bits, chunk_at(row, column / kChunkColumns),
+                       static_cast<int>(row % kTileRows), static_cast<int>(column % kChunkColumns));
 }
 
 void Matrix::dequantize_row(std::int64_t row, float* out) const {
   if (view_.storage == Storage::kCodes) {
-    for (std::int64_t column = 0; column < view_.columns; ++column) {
-      const std::size_t index = scale_index(row, column / (view_.group_chunks * kChunkColumns));
+    const std::int64_t group_columns = std::int64_t{view_.group_chunks} * kChunkColumns;
+    for (std::int64_t group = 0; group < view_.groups; ++group) {
+      const std::size_t index = scale_index(row, group);
+      const float scale = f16_to_f32(scales_[index]);
       const float offset = offsets_.empty() ? 0.0f : f16_to_f32(offsets_[index]);
-      const float code = static_cast<float>(this->code(row, column) - view_.zero_point);
-      out[column] = f16_to_f32(scales_[index]) * code + offset;
+      const float zero =
+          zeros_.empty() ? static_cast<float>(view_.zero_point) : f16_to_f32(zeros_[index]);
+      const std::int64_t end = std::min(view_.columns, (group + 1) * group_columns);
+      for (std::int64_t column = group * group_columns; column < end; ++column) {
+        const int code = this->code(row, column);
+        const float level =
+            view_.book == CodeBook::kNf4 ? kNf4Levels[code] : static_cast<float>(code);
+        out[column] = scale * (level - zero) + offset;
+      }
     }
     return;
   }
-  const std::int64_t first = (row / kTileRows) * view_.columns * kTileRows + row % kTileRows;
   for (std::int64_t column = 0; column < view_.columns; ++column) {
-    const std::int64_t index = first + column * kTileRows;
+    const std::size_t index = dense_index(row, column);
     if (view_.storage == Storage::kF32) {
       out[column] = static_cast<const float*>(view_.dense)[index];
     } else {

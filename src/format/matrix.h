@@ -1,25 +1,32 @@
 // A weight matrix in memory, packed for the kernels. Files keep plain rows; this layout is made at
 // load, so a better kernel never changes a file.
 //
-// Convention everywhere: w = s (q - z) per row and group of columns. In memory this is
-//     w = scale * (code - zero_point) + offset
-// with unsigned codes, one integer zero_point for the whole matrix (Q4_0: 8, Q5_0: 16, Q8_0: 128,
-// Q4_1 and Q5_1: 0) and, where the format has them, offsets (offset = -s z).
+// Convention everywhere: w = s (q - z) per row and group of columns. In memory this is one of
+//     w = scale * (code - zero_point)    one integer for the whole matrix: Q4_0 8, Q5_0 16, Q8_0
+//     128 w = scale * code + offset          Q4_1, Q5_1: offset = -s z w = scale * (code - zero)
+//     zeros stored as such w = scale * level[code]            NF4: 4-bit codes into a table of 16
+//     levels
+// with unsigned codes; zero_point is 0 in all but the first.
 //
 // Layout: tiles of 16 rows, so that a vector lane is an output row, and chunks of 32 columns.
 //
 //   codes    [tiles][chunks][bits * 64 bytes]   one chunk = 16 rows x 32 columns = `bits` planes
-//   scales   [tiles][groups][16]  f16            group = group_size columns, the last may be
-//   shorter offsets  [tiles][groups][16]  f16            empty when the format has none dense
-//   [tiles][columns][16] f32|f16|bf16   for matrices that are not quantized
+//   scales   [tiles][groups][16]  f16     group = group_chunks chunks; the last may be shorter
+//   zeros    [tiles][groups][16]  f16     empty when the format has none
+//   offsets  [tiles][groups][16]  f16     empty when the format has none
+//   dense    [tiles][columns][16] f32|f16|bf16   for matrices that are not quantized
 //
 // Inside a chunk, step b (0..7) is the columns 4b..4b+3, and byte 4r+j belongs to row r, column
 // 4b+j: one 64-byte vector feeds one u8 x s8 dot product against a broadcast of 4 activations.
+//   3 bits: plane b/4 holds the low two bits of step b at bits 2 (b % 4); then one plane whose bit
+//   b
+//           holds the third bit of step b
 //   4 bits: plane b/2 holds step b in its low nibbles (b even) or high nibbles (b odd)
 //   5 bits: as 4 bits, then one plane whose bit b holds the fifth bit of step b
 //   8 bits: plane b holds step b
-// (3 bits fit the same scheme: two planes of 2-bit fields and one of single bits.)
-// Rows and columns beyond the matrix are zero codes with zero scales.
+// Rows beyond the matrix have zero scales, zeros and offsets. Columns beyond it are codes of
+// zero_point; with zeros or offsets these are not weights of 0, so kernels either multiply them by
+// activations of 0 or do not look at them.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +48,7 @@ enum class Storage : std::uint8_t { kCodes, kF32, kF16, kBF16 };
 // Plain pointers: what kernels see of a matrix.
 struct MatrixView {
   Storage storage{};
+  CodeBook book = CodeBook::kInteger;
   int bits = 0;
   int zero_point = 0;
   std::int64_t rows = 0;
@@ -51,8 +59,12 @@ struct MatrixView {
   std::int64_t groups = 0;  // per row
   const std::uint8_t* codes = nullptr;
   const f16* scales = nullptr;
-  const f16* offsets = nullptr;  // nullptr: none
+  const f16* zeros = nullptr;    // nullptr: none
+  const f16* offsets = nullptr;  // nullptr: none; never together with zeros
   const void* dense = nullptr;
+
+  // Whether every group has a zero-point of its own, as zeros or offsets: a second gradient.
+  bool has_shifts() const { return zeros != nullptr || offsets != nullptr; }
 };
 
 class Matrix {
@@ -65,17 +77,24 @@ class Matrix {
   static Result<Matrix> pack(ElementType type, std::int64_t rows, std::int64_t columns,
                              std::span<const std::byte> data);
   // Packs grouped codes. Errors: sizes that do not agree, bits or a group size that no kernel has,
-  // scales, zeros or offsets that are not finite (naming row and group).
+  // scales, zeros or offsets that are not finite (naming row and columns). The caller adds file and
+  // tensor.
   static Result<Matrix> pack_groups(const GroupedView& source);
-  // A dense matrix of zeros, to be filled through dense_f32() and the like.
+  // The inverse for any quantized matrix: the same codes, scales, zeros and offsets. group_size is
+  // a multiple of 32, or `columns` where rows have one group.
+  GroupedCodes unpack_groups() const;
+  // A dense matrix of zeros, to be filled through dense_f32() and the like. Not for kCodes.
   static Matrix zeros(Storage storage, std::int64_t rows, std::int64_t columns);
+  Matrix clone() const;
 
   const MatrixView& view() const { return view_; }
   std::int64_t rows() const { return view_.rows; }
   std::int64_t columns() const { return view_.columns; }
   std::int64_t groups() const { return view_.groups; }
   bool quantized() const { return view_.storage == Storage::kCodes; }
+  bool has_zeros() const { return view_.zeros != nullptr; }
   bool has_offsets() const { return view_.offsets != nullptr; }
+  bool has_shifts() const { return view_.has_shifts(); }
   std::size_t bytes() const;
 
   // Row `row` as f32, [columns]: the embedding lookup.
@@ -83,22 +102,40 @@ class Matrix {
   // The code at (row, column), 0 .. 2^bits - 1.
   int code(std::int64_t row, std::int64_t column) const;
 
-  // Scales and offsets in packed order [tiles][groups][16]; a tuning method writes them here.
+  // Scales, zeros and offsets in packed order [tiles][groups][16]; a tuning method writes them
+  // here.
   std::span<f16> scales() { return scales_.span(); }
   std::span<const f16> scales() const { return scales_.span(); }
+  std::span<f16> zeros() { return zeros_.span(); }
+  std::span<const f16> zeros() const { return zeros_.span(); }
   std::span<f16> offsets() { return offsets_.span(); }
   std::span<const f16> offsets() const { return offsets_.span(); }
-  // Position of (row, group) in scales() and offsets().
+  // Position of (row, group) in scales(), zeros() and offsets().
   std::size_t scale_index(std::int64_t row, std::int64_t group) const {
     return static_cast<std::size_t>(((row / kTileRows) * view_.groups + group) * kTileRows +
                                     row % kTileRows);
   }
 
+  // Elements of a dense matrix, [tiles][columns][16]; empty if it has another storage.
+  std::span<float> dense_f32();
+  std::span<const float> dense_f32() const;
+  std::span<f16> dense_f16();
+  std::span<const f16> dense_f16() const;
+  // Position of (row, column) there.
+  std::size_t dense_index(std::int64_t row, std::int64_t column) const {
+    return static_cast<std::size_t>(((row / kTileRows) * view_.columns + column) * kTileRows +
+                                    row % kTileRows);
+  }
+
  private:
   void set_views();
+  const std::uint8_t* chunk_at(std::int64_t row, std::int64_t chunk) const {
+    return view_.codes + ((row / kTileRows) * view_.chunks + chunk) * view_.bits * 64;
+  }
   MatrixView view_;
   AlignedBuffer<std::uint8_t> codes_;
   AlignedBuffer<f16> scales_;
+  AlignedBuffer<f16> zeros_;
   AlignedBuffer<f16> offsets_;
   AlignedBuffer<std::uint8_t> dense_;
 };

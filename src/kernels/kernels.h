@@ -50,8 +50,9 @@ struct Kernels {
   void (*quantize)(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
                    std::int64_t end, const Int8View& out);
 
-  // y[t, n] (+)= sum over groups of scale * x.scale * (dot - zero_point * x.sum) + offset *
-  // x.scaled_sum for tokens [token_begin, token_end) and tiles [tile_begin, tile_end). Needs codes.
+  // y[t, n] (+)= sum over groups of scale * x.scale * (dot - zero * x.sum) + offset * x.scaled_sum
+  // for tokens [token_begin, token_end) and tiles [tile_begin, tile_end), zero being the group's
+  // own or zero_point. NF4's levels take part rounded to 8 bits (impl/codes.h). Needs codes.
   void (*linear_int8)(const MatrixView& weight, const Int8View& x, std::int64_t token_begin,
                       std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
                       float* y, std::int64_t y_stride, bool add);
@@ -60,8 +61,8 @@ struct Kernels {
   void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,
                    std::int64_t depth, float* c, std::int64_t c_stride, bool add);
 
-  // One tile as floats, [columns rounded up to 32][16], for multiply(); `raw` gives code -
-  // zero_point.
+  // One tile as floats, [columns rounded up to 32][16], for multiply(); `raw` gives
+  // level(code) - zero_point, which is 0 where there are zeros or offsets.
   void (*unpack_tile)(const MatrixView& weight, std::int64_t tile, bool raw, float* panel);
   // 32 columns of tiles [tile_begin, tile_end) with rows first, [16 * tiles][32], for dy * W.
   void (*unpack_columns)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
@@ -78,8 +79,12 @@ struct Kernels {
 
   // For tiles [tile_begin, tile_end), the first of which is written at d_scale[0], summed over
   // `tokens` tokens in blocks of 128:
-  //   d_scale [tiles][groups][16]  += sum_t dy[t, n] sum_{j in g} (code - zero_point)[n, j] x[t, j]
-  //   d_offset [tiles][groups][16] += sum_t dy[t, n] sum_{j in g} x[t, j]       (null: not wanted)
+  //   d_scale [tiles][groups][16]  += sum_t dy[t, n] sum_{j in g} (level - zero_point)[n, j] x[t,
+  //   j] d_offset [tiles][groups][16] += sum_t dy[t, n] sum_{j in g} x[t, j]       (null: not
+  //   wanted)
+  // With zeros as with offsets: level is the code, zero_point 0, and d_offset is wanted. The
+  // gradients of w = s (q - z) follow as d_s = d_scale - z d_offset and d_z = -s d_offset.
+  // zero_point != 0 and NF4 need a null d_offset.
   // `scratch` holds 128 * 32 floats.
   void (*scale_gradient_int8)(const MatrixView& weight, const Int8View& x, const float* dy,
                               std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,

@@ -116,7 +116,7 @@ void scale_gradients_f32(Compute& compute, const MatrixView& w, const LinearInpu
       d_offset[group + r] += static_cast<float>(offset_sum);
     }
   }
-  sink(tile, tile + 1, d_scale, w.offsets != nullptr ? d_offset : nullptr);
+  sink(tile, tile + 1, d_scale, w.has_shifts() ? d_offset : nullptr);
 }
 
 void scale_gradients(Compute& compute, const Matrix& weight, const LinearInput& x, const float* dy,
@@ -133,7 +133,7 @@ void scale_gradients(Compute& compute, const Matrix& weight, const LinearInput& 
     const std::int64_t sums = (tile_end - tile) * w.groups * kTileRows;
     float* dy_panel = compute.scratch(member, kPanel + 2 * sums);
     float* d_scale = dy_panel + kPanel;
-    float* d_offset = w.offsets != nullptr ? d_scale + sums : nullptr;
+    float* d_offset = w.has_shifts() ? d_scale + sums : nullptr;
     std::memset(d_scale, 0, 2 * sums * sizeof(float));
     compute.kernels.scale_gradient_int8(w, x.int8, dy, w.rows, tokens, tile, tile_end, d_scale,
                                         d_offset, dy_panel);

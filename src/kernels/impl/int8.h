@@ -1,14 +1,17 @@
 // Products of packed codes with int8 activations: forward, and the gradient of the scales.
 //
 // The forward formula is one and the same for any number of tokens at once: per chunk of 32 columns
-//   i   = sum code * x.code                                  exact, int32
-//   acc = fma(float(i - zero_point * x.sum), scale * x.scale, acc)
+//   i   = sum byte * x.code                                  exact, int32
+//   f   = float(i - zero_point * x.sum)                      exact: below 2^24
+//   f   = fma(-zero, x.sum, float(i))                        where there are zeros
+//   acc = fma(f, scale * x.scale, acc)                       NF4: (scale * kByteScale) * x.scale
 //   acc = fma(offset, x.scaled_sum, acc)                     where there are offsets
 // summed over chunks in order, in one lane per output row. So prefill, decode and batches agree bit
 // for bit, and so do the instruction sets.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/impl/codes.h"
 #include "kernels/kernels.h"
@@ -54,18 +57,24 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
   }
 }
 
+// How a group's zero-point is stored.
+enum class Shift { kConstant, kZeros, kOffsets };
+
 // kTokens x kTiles outputs: all accumulators stay in registers.
-template <class S, int kBits, bool kOffsets, int kTokens, int kTiles>
+template <class S, class C, Shift kShift, int kTokens, int kTiles>
 void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, std::int64_t tile,
                   float* y, std::int64_t y_stride, bool add) {
+  constexpr std::int64_t kChunkBytes = C::kBits * 64;
   typename S::F sum[kTokens][kTiles];
   for (int t = 0; t < kTokens; ++t)
     for (int n = 0; n < kTiles; ++n) sum[t][n] = S::zero();
   const std::int8_t* x_codes = x.codes + token * x.blocks * 32;
-  const std::uint8_t* codes = w.codes + tile * w.chunks * (kBits * 64);
-  const std::int64_t tile_bytes = w.chunks * (kBits * 64);
+  const std::uint8_t* codes = w.codes + tile * w.chunks * kChunkBytes;
+  const std::int64_t tile_bytes = w.chunks * kChunkBytes;
   const std::int64_t tile_scales = w.groups * kTileRows;
 
+  std::int64_t group = tile * tile_scales;
+  int left_in_group = w.group_chunks;
   for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk) {
     typename S::I dot[kTokens][kTiles];
 #pragma GCC unroll 8
@@ -76,30 +85,40 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
       typename S::B code[kTiles];
 #pragma GCC unroll 4
       for (int n = 0; n < kTiles; ++n)
-        code[n] = code_step<S, kBits, kStep>(codes + n * tile_bytes + chunk * (kBits * 64));
+        code[n] = C::template bytes<S, kStep>(codes + n * tile_bytes + chunk * kChunkBytes);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
         const auto four = S::broadcast4(x_codes + t * x.blocks * 32 + chunk * 32 + 4 * kStep);
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n)
-          dot[t][n] = S::template dot<kBits>(dot[t][n], code[n], four);
+          dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n], four);
       }
     });
-    const std::int64_t group = chunk / w.group_chunks * kTileRows + tile * tile_scales;
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) {
-      const auto scale = S::load(w.scales + group + n * tile_scales);
-      typename S::F offset;
-      if constexpr (kOffsets) offset = S::load(w.offsets + group + n * tile_scales);
+      const std::int64_t at = group + n * tile_scales;
+      auto scale = S::load(w.scales + at);
+      if constexpr (C::kScaled) scale = S::mul(scale, S::set(C::kByteScale));
+      typename S::F shift;
+      if constexpr (kShift == Shift::kZeros) shift = S::sub(S::zero(), S::load(w.zeros + at));
+      if constexpr (kShift == Shift::kOffsets) shift = S::load(w.offsets + at);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
         const std::int64_t block = (token + t) * x.blocks + chunk;
         typename S::I product = dot[t][n];
-        if constexpr (!kOffsets)
-          product = S::sub(product, S::set_int(w.zero_point * x.sums[block]));
-        sum[t][n] = S::fma(S::to_float(product), S::mul(scale, S::set(x.scales[block])), sum[t][n]);
-        if constexpr (kOffsets) sum[t][n] = S::fma(offset, S::set(x.scaled_sums[block]), sum[t][n]);
+        if constexpr (kShift == Shift::kConstant)
+          product = S::sub(product, S::set_int(C::zero_point(w) * x.sums[block]));
+        auto factor = S::to_float(product);
+        if constexpr (kShift == Shift::kZeros)
+          factor = S::fma(shift, S::set(static_cast<float>(x.sums[block])), factor);
+        sum[t][n] = S::fma(factor, S::mul(scale, S::set(x.scales[block])), sum[t][n]);
+        if constexpr (kShift == Shift::kOffsets)
+          sum[t][n] = S::fma(shift, S::set(x.scaled_sums[block]), sum[t][n]);
       }
+    }
+    if (--left_in_group == 0) {
+      left_in_group = w.group_chunks;
+      group += kTileRows;
     }
   }
 
@@ -117,38 +136,42 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
     }
 }
 
-template <class S, int kBits, bool kOffsets, int kTiles>
+template <class S, class C, Shift kShift, int kTiles>
 void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, std::int64_t end,
                   std::int64_t tile, float* y, std::int64_t y_stride, bool add) {
   constexpr int kMost = S::kMaxRowsI8;
   std::int64_t token = begin;
   for (; token + kMost <= end; token += kMost)
-    linear_block<S, kBits, kOffsets, kMost, kTiles>(w, x, token, tile, y, y_stride, add);
+    linear_block<S, C, kShift, kMost, kTiles>(w, x, token, tile, y, y_stride, add);
   if constexpr (kMost > 2)
     for (; token + 2 <= end; token += 2)
-      linear_block<S, kBits, kOffsets, 2, kTiles>(w, x, token, tile, y, y_stride, add);
+      linear_block<S, C, kShift, 2, kTiles>(w, x, token, tile, y, y_stride, add);
   for (; token < end; ++token)
-    linear_block<S, kBits, kOffsets, 1, kTiles>(w, x, token, tile, y, y_stride, add);
+    linear_block<S, C, kShift, 1, kTiles>(w, x, token, tile, y, y_stride, add);
 }
 
-template <class S, int kBits, bool kOffsets>
-void linear_bits(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
-                 std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
-                 std::int64_t y_stride, bool add) {
+template <class S, class C, Shift kShift>
+void linear_codes(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
+                  std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
+                  std::int64_t y_stride, bool add) {
   std::int64_t tile = tile_begin;
   for (; tile + 2 <= tile_end; tile += 2)
-    linear_tiles<S, kBits, kOffsets, 2>(w, x, token_begin, token_end, tile, y, y_stride, add);
+    linear_tiles<S, C, kShift, 2>(w, x, token_begin, token_end, tile, y, y_stride, add);
   for (; tile < tile_end; ++tile)
-    linear_tiles<S, kBits, kOffsets, 1>(w, x, token_begin, token_end, tile, y, y_stride, add);
+    linear_tiles<S, C, kShift, 1>(w, x, token_begin, token_end, tile, y, y_stride, add);
 }
 
 template <class S>
 void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
                  std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
                  std::int64_t y_stride, bool add) {
-  const auto run = w.bits == 8   ? linear_bits<S, 8, false>
-                   : w.bits == 5 ? (w.offsets ? linear_bits<S, 5, true> : linear_bits<S, 5, false>)
-                                 : (w.offsets ? linear_bits<S, 4, true> : linear_bits<S, 4, false>);
+  const auto run = with_codes(w, [&]<class C>() {
+    if constexpr (!std::is_same_v<C, Nf4>) {
+      if (w.zeros != nullptr) return linear_codes<S, C, Shift::kZeros>;
+      if (w.offsets != nullptr) return linear_codes<S, C, Shift::kOffsets>;
+    }
+    return linear_codes<S, C, Shift::kConstant>;
+  });
   run(w, x, token_begin, token_end, tile_begin, tile_end, y, y_stride, add);
 }
 
@@ -156,16 +179,16 @@ void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begi
 // tokens of a block pass by: each broadcast of 4 activations feeds kTiles products, and codes are
 // unpacked once per block. dy comes from a [tokens][16 kTiles] panel that fits the first-level
 // cache.
-template <class S, int kBits, bool kOffsets, int kTiles>
+template <class S, class C, bool kShifts, int kTiles>
 void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* dy_panel,
                           std::int64_t begin, std::int64_t end, std::int64_t tile,
                           std::int64_t chunk, float* d_scale, float* d_offset) {
   typename S::B code[kTiles][8];
 #pragma GCC unroll 2
   for (int n = 0; n < kTiles; ++n) {
-    const std::uint8_t* codes = w.codes + ((tile + n) * w.chunks + chunk) * (kBits * 64);
+    const std::uint8_t* codes = w.codes + ((tile + n) * w.chunks + chunk) * (C::kBits * 64);
     for_each_step([&]<int kStep>() __attribute__((always_inline)) {
-      code[n][kStep] = code_step<S, kBits, kStep>(codes);
+      code[n][kStep] = C::template bytes<S, kStep>(codes);
     });
   }
   typename S::F scale_sum[kTiles], offset_sum[kTiles];
@@ -187,7 +210,7 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
         const auto four = S::broadcast4(x_codes + t * stride + 4 * step);
 #pragma GCC unroll 2
         for (int n = 0; n < kTiles; ++n)
-          dot[t][n] = S::template dot<kBits>(dot[t][n], code[n][step], four);
+          dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n][step], four);
       }
 #pragma GCC unroll 4
     for (int t = 0; t < kCount; ++t) {
@@ -195,11 +218,11 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
 #pragma GCC unroll 2
       for (int n = 0; n < kTiles; ++n) {
         const auto d = S::load(dy + (t * kTiles + n) * kTileRows);
-        if constexpr (!kOffsets)
-          dot[t][n] = S::sub(dot[t][n], S::set_int(w.zero_point * x.sums[block]));
+        if constexpr (!kShifts)
+          dot[t][n] = S::sub(dot[t][n], S::set_int(C::zero_point(w) * x.sums[block]));
         scale_sum[n] =
             S::fma(S::to_float(dot[t][n]), S::mul(d, S::set(x.scales[block])), scale_sum[n]);
-        if constexpr (kOffsets)
+        if constexpr (kShifts)
           offset_sum[n] = S::fma(d, S::set(x.scaled_sums[block]), offset_sum[n]);
       }
     }
@@ -210,13 +233,14 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
   for (; token < end; ++token) add_tokens.template operator()<1>(token);
   for (int n = 0; n < kTiles; ++n) {
     const std::int64_t group = (n * w.groups + chunk / w.group_chunks) * kTileRows;
+    if constexpr (C::kScaled) scale_sum[n] = S::mul(scale_sum[n], S::set(C::kByteScale));
     S::store(d_scale + group, S::add(S::load(d_scale + group), scale_sum[n]));
-    if constexpr (kOffsets)
+    if constexpr (kShifts)
       S::store(d_offset + group, S::add(S::load(d_offset + group), offset_sum[n]));
   }
 }
 
-template <class S, int kBits, bool kOffsets, int kTiles>
+template <class S, class C, bool kShifts, int kTiles>
 void scale_gradient_tiles(const MatrixView& w, const Int8View& x, const float* dy,
                           std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile,
                           float* d_scale, float* d_offset, float* scratch) {
@@ -231,23 +255,23 @@ void scale_gradient_tiles(const MatrixView& w, const Int8View& x, const float* d
                  S::load_first(dy + token * dy_stride + row, rows));
       }
     for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk)
-      scale_gradient_chunk<S, kBits, kOffsets, kTiles>(w, x, scratch, begin, end, tile, chunk,
-                                                       d_scale, d_offset);
+      scale_gradient_chunk<S, C, kShifts, kTiles>(w, x, scratch, begin, end, tile, chunk, d_scale,
+                                                  d_offset);
   }
 }
 
-template <class S, int kBits, bool kOffsets>
-void scale_gradient_bits(const MatrixView& w, const Int8View& x, const float* dy,
-                         std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
-                         std::int64_t tile_end, float* d_scale, float* d_offset, float* scratch) {
+template <class S, class C, bool kShifts>
+void scale_gradient_codes(const MatrixView& w, const Int8View& x, const float* dy,
+                          std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
+                          std::int64_t tile_end, float* d_scale, float* d_offset, float* scratch) {
   const std::int64_t per_tile = w.groups * kTileRows;
   std::int64_t tile = tile_begin;
   const auto next = [&]<int kTiles>() {
-    scale_gradient_tiles<S, kBits, kOffsets, kTiles>(w, x, dy, dy_stride, tokens, tile, d_scale,
-                                                     d_offset, scratch);
+    scale_gradient_tiles<S, C, kShifts, kTiles>(w, x, dy, dy_stride, tokens, tile, d_scale,
+                                                d_offset, scratch);
     tile += kTiles;
     d_scale += kTiles * per_tile;
-    if constexpr (kOffsets) d_offset += kTiles * per_tile;
+    if constexpr (kShifts) d_offset += kTiles * per_tile;
   };
   if constexpr (S::kPairsOfCodes)  // 16 vectors of codes leave room for the sums
     while (tile + 2 <= tile_end) next.template operator()<2>();
@@ -258,12 +282,11 @@ template <class S>
 void scale_gradient_int8(const MatrixView& w, const Int8View& x, const float* dy,
                          std::int64_t dy_stride, std::int64_t tokens, std::int64_t tile_begin,
                          std::int64_t tile_end, float* d_scale, float* d_offset, float* scratch) {
-  const bool offsets = d_offset != nullptr;
-  const auto run =
-      w.bits == 8 ? scale_gradient_bits<S, 8, false>
-      : w.bits == 5
-          ? (offsets ? scale_gradient_bits<S, 5, true> : scale_gradient_bits<S, 5, false>)
-          : (offsets ? scale_gradient_bits<S, 4, true> : scale_gradient_bits<S, 4, false>);
+  const auto run = with_codes(w, [&]<class C>() {
+    if constexpr (!std::is_same_v<C, Nf4>)
+      if (d_offset != nullptr) return scale_gradient_codes<S, C, true>;
+    return scale_gradient_codes<S, C, false>;
+  });
   run(w, x, dy, dy_stride, tokens, tile_begin, tile_end, d_scale, d_offset, scratch);
 }
 

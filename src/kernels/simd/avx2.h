@@ -148,17 +148,28 @@ struct Avx2 {
   static B high_nibbles(B a) {
     return low_nibbles({_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)});
   }
-  template <int kBit>
-  static B bit_to_16(B a) {
-    const __m256i mask = _mm256_set1_epi8(0x10);
+  template <int kField>
+  static B two_bits(B a) {
+    const __m256i mask = _mm256_set1_epi8(3);
+    return {_mm256_and_si256(_mm256_srli_epi16(a.low, 2 * kField), mask),
+            _mm256_and_si256(_mm256_srli_epi16(a.high, 2 * kField), mask)};
+  }
+  template <int kBit, int kTo>
+  static B move_bit(B a) {
+    const __m256i mask = _mm256_set1_epi8(1 << kTo);
     const auto move = [](__m256i v) {
-      return kBit <= 4 ? _mm256_slli_epi16(v, kBit <= 4 ? 4 - kBit : 0)
-                       : _mm256_srli_epi16(v, kBit > 4 ? kBit - 4 : 0);
+      return kBit <= kTo ? _mm256_slli_epi16(v, kBit <= kTo ? kTo - kBit : 0)
+                         : _mm256_srli_epi16(v, kBit > kTo ? kBit - kTo : 0);
     };
     return {_mm256_and_si256(move(a.low), mask), _mm256_and_si256(move(a.high), mask)};
   }
   static B bit_or(B a, B b) {
     return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+  }
+  static B lookup(const std::uint8_t* table, B a) {
+    const __m256i entries =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return {_mm256_shuffle_epi8(entries, a.low), _mm256_shuffle_epi8(entries, a.high)};
   }
   template <int kBits>
   static I dot(I acc, B codes, B activations) {
@@ -184,6 +195,18 @@ struct Avx2 {
       const __m256i byte =
           _mm256_and_si256(_mm256_srli_epi32(v, 8 * kByte), _mm256_set1_epi32(255));
       return _mm256_cvtepi32_ps(byte);
+    };
+    return {pick(a.low), pick(a.high)};
+  }
+  template <int kByte>
+  static F byte_to_entry(const float* table, B a) {
+    const __m256 first = _mm256_loadu_ps(table), second = _mm256_loadu_ps(table + 8);
+    const auto pick = [&](__m256i v) {
+      // Permutations look at 3 bits of an index; the fourth, as a sign, chooses between halves.
+      const __m256i index = _mm256_srli_epi32(v, 8 * kByte);
+      return _mm256_blendv_ps(_mm256_permutevar8x32_ps(first, index),
+                              _mm256_permutevar8x32_ps(second, index),
+                              _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
     };
     return {pick(a.low), pick(a.high)};
   }

@@ -111,13 +111,21 @@ struct Avx512 {
   }
   static B low_nibbles(B a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
   static B high_nibbles(B a) { return low_nibbles({_mm512_srli_epi16(a.v, 4)}); }
-  template <int kBit>
-  static B bit_to_16(B a) {
-    const __m512i moved = kBit <= 4 ? _mm512_slli_epi16(a.v, kBit <= 4 ? 4 - kBit : 0)
-                                    : _mm512_srli_epi16(a.v, kBit > 4 ? kBit - 4 : 0);
-    return {_mm512_and_si512(moved, _mm512_set1_epi8(0x10))};
+  template <int kField>
+  static B two_bits(B a) {
+    return {_mm512_and_si512(_mm512_srli_epi16(a.v, 2 * kField), _mm512_set1_epi8(3))};
+  }
+  template <int kBit, int kTo>
+  static B move_bit(B a) {
+    const __m512i moved = kBit <= kTo ? _mm512_slli_epi16(a.v, kBit <= kTo ? kTo - kBit : 0)
+                                      : _mm512_srli_epi16(a.v, kBit > kTo ? kBit - kTo : 0);
+    return {_mm512_and_si512(moved, _mm512_set1_epi8(1 << kTo))};
   }
   static B bit_or(B a, B b) { return {_mm512_or_si512(a.v, b.v)}; }
+  static B lookup(const std::uint8_t* table, B a) {
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), a.v)};
+  }
   template <int kBits>
   static I dot(I acc, B codes, B activations) {
     return {_mm512_dpbusd_epi32(acc.v, codes.v, activations.v)};
@@ -127,6 +135,11 @@ struct Avx512 {
     const __m512i byte =
         _mm512_and_si512(_mm512_srli_epi32(a.v, 8 * kByte), _mm512_set1_epi32(255));
     return _mm512_cvtepi32_ps(byte);
+  }
+  template <int kByte>
+  static F byte_to_entry(const float* table, B a) {
+    // A permutation looks at the low 4 bits of an index.
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(a.v, 8 * kByte), _mm512_loadu_ps(table));
   }
   // Pairs of neighbouring rows (2i, 2i+1) as bf16, interleaved per column: the operand of bf16_dot.
   static void store_bf16_pairs(bf16* to, F even, F odd) {

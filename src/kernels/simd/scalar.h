@@ -155,13 +155,22 @@ struct Scalar {
     for (auto& byte : a.byte) byte >>= 4;
     return a;
   }
-  template <int kBit>
-  static B bit_to_16(B a) {  // bit kBit of every byte, moved to bit 4
-    for (auto& byte : a.byte) byte = static_cast<std::uint8_t>((byte >> kBit & 1) << 4);
+  template <int kField>
+  static B two_bits(B a) {  // field kField (0 .. 3) of two bits
+    for (auto& byte : a.byte) byte = byte >> 2 * kField & 3;
+    return a;
+  }
+  template <int kBit, int kTo>
+  static B move_bit(B a) {  // bit kBit of every byte, moved to bit kTo; the others are 0
+    for (auto& byte : a.byte) byte = static_cast<std::uint8_t>((byte >> kBit & 1) << kTo);
     return a;
   }
   static B bit_or(B a, B b) {
     for (int i = 0; i < 64; ++i) a.byte[i] |= b.byte[i];
+    return a;
+  }
+  static B lookup(const std::uint8_t* table, B a) {  // 16 entries; bytes are 0 .. 15
+    for (auto& byte : a.byte) byte = table[byte];
     return a;
   }
   // acc[i] += sum over 4 bytes of u8 codes * s8 activations. kBits bounds the codes.
@@ -177,6 +186,11 @@ struct Scalar {
   template <int kByte>
   static F byte_to_float(B a) {
     return map([&](int i) { return static_cast<float>(a.byte[4 * i + kByte]); });
+  }
+  // The entries of a table of 16 at the same bytes, which are 0 .. 15.
+  template <int kByte>
+  static F byte_to_entry(const float* table, B a) {
+    return map([&](int i) { return table[a.byte[4 * i + kByte]]; });
   }
   static void transpose(F* rows) {
     F out[16];
