@@ -29,8 +29,9 @@ enum class ZeroKind : std::uint8_t {
 inline constexpr std::int64_t kWholeRow = -1;
 
 struct Scheme {
-  int bits = 4;                   // 3, 4 or 8
-  std::int64_t group_size = 128;  // a multiple of 32, or kWholeRow: one group per row (channel-wise)
+  int bits = 4;  // 3, 4 or 8
+  std::int64_t group_size =
+      128;  // a multiple of 32, or kWholeRow: one group per row (channel-wise)
   ZeroKind zeros = ZeroKind::kInteger;
 
   // Columns per group in a matrix of `columns` columns; the last group may have fewer.
