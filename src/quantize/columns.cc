@@ -12,7 +12,7 @@ namespace trimpot {
 using namespace quantize;
 
 std::vector<double> column_errors(ThreadTeam& team, const WeightView& w,
-                                  const Parameters& parameters) {
+                                  const GroupParameters& parameters) {
   // A thread has 32 columns, which lie in one group, and all their rows: no sum is split.
   constexpr std::int64_t kChunk = 32;
   const std::int64_t each = parameters.scheme.group_columns(w.columns);

@@ -18,7 +18,7 @@ namespace trimpot {
 // ||dW_:,j||^2 of each column j, where dW = W - (W rounded with these parameters, rtn.h): those of
 // min_max_parameters() for OWQ. To be added up over matrices that share their input, or not.
 std::vector<double> column_errors(ThreadTeam& team, const WeightView& w,
-                                  const Parameters& parameters);
+                                  const GroupParameters& parameters);
 
 // lambda_j ||dW_:,j||^2 with lambda = diag(H). Spans of one length.
 std::vector<double> column_costs(std::span<const double> diagonal, std::span<const double> errors);

@@ -35,7 +35,7 @@ struct Task {
   const InverseFactor& factor;
   const Kernels& kernels;
   float* w;
-  Parameters& parameters;  // found on the way if `dynamic`
+  GroupParameters& parameters;  // found on the way if `dynamic`
   bool dynamic;
   std::uint8_t* packed;
   FirstFault& fault;
@@ -139,7 +139,7 @@ void quantize_strip(const Task& task, Scratch& scratch, std::int64_t row, std::i
 }
 
 Result<GroupedCodes> run(Compute& compute, const InverseFactor& factor, std::int64_t rows, float* w,
-                         Parameters parameters, bool dynamic) {
+                         GroupParameters parameters, bool dynamic) {
   const Scheme scheme = parameters.scheme;
   const std::int64_t robust = factor.robust(), groups = scheme.groups(robust);
   const std::int64_t row_bytes = (robust * scheme.bits + 7) / 8;
@@ -172,14 +172,14 @@ Result<GroupedCodes> optq(Compute& compute, const InverseFactor& factor, std::in
   TRIMPOT_TRY_VOID(check_scheme(scheme, rows, factor.columns()));
   if (factor.reordered()) {
     const WeightView robust{w, rows, factor.robust(), factor.columns()};
-    TRIMPOT_TRY(Parameters parameters, min_max_parameters(compute.team, robust, scheme));
+    TRIMPOT_TRY(GroupParameters parameters, min_max_parameters(compute.team, robust, scheme));
     return run(compute, factor, rows, w, std::move(parameters), false);
   }
-  return run(compute, factor, rows, w, Parameters::sized(scheme, rows, factor.robust()), true);
+  return run(compute, factor, rows, w, GroupParameters::sized(scheme, rows, factor.robust()), true);
 }
 
 Result<GroupedCodes> optq(Compute& compute, const InverseFactor& factor, std::int64_t rows,
-                          float* w, Parameters parameters) {
+                          float* w, GroupParameters parameters) {
   if (parameters.rows != rows || parameters.columns != factor.robust())
     return fail("parameters for {} rows of {} columns where the matrix has {} of {}",
                 parameters.rows, parameters.columns, rows, factor.robust());

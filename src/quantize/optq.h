@@ -26,6 +26,6 @@ Result<GroupedCodes> optq(Compute& compute, const InverseFactor& factor, std::in
 // With parameters found beforehand, for the robust columns (grid.h or rtn.h, from the original
 // weights). Errors: parameters of another shape.
 Result<GroupedCodes> optq(Compute& compute, const InverseFactor& factor, std::int64_t rows,
-                          float* w, Parameters parameters);
+                          float* w, GroupParameters parameters);
 
 }  // namespace trimpot

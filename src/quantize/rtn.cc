@@ -9,9 +9,9 @@ namespace trimpot {
 
 using namespace quantize;
 
-Result<Parameters> min_max_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme) {
+Result<GroupParameters> min_max_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme) {
   TRIMPOT_TRY_VOID(check_scheme(scheme, w.rows, w.columns));
-  Parameters parameters = Parameters::sized(scheme, w.rows, w.columns);
+  GroupParameters parameters = GroupParameters::sized(scheme, w.rows, w.columns);
   const std::int64_t each = scheme.group_columns(w.columns), groups = parameters.groups();
   FirstFault fault;
   team.for_each(w.rows, kLanes, [&](std::int64_t row, std::int64_t end, int) {
@@ -32,7 +32,7 @@ Result<Parameters> min_max_parameters(ThreadTeam& team, const WeightView& w, con
   return parameters;
 }
 
-GroupedCodes round_to_nearest(ThreadTeam& team, const WeightView& w, Parameters parameters) {
+GroupedCodes round_to_nearest(ThreadTeam& team, const WeightView& w, GroupParameters parameters) {
   const std::int64_t each = parameters.scheme.group_columns(w.columns);
   const std::int64_t groups = parameters.groups();
   std::vector<std::uint8_t> packed;
@@ -66,7 +66,7 @@ GroupedCodes round_to_nearest(ThreadTeam& team, const WeightView& w, Parameters 
 }
 
 Result<GroupedCodes> quantize_rtn(ThreadTeam& team, const WeightView& w, const Scheme& scheme) {
-  TRIMPOT_TRY(Parameters parameters, min_max_parameters(team, w, scheme));
+  TRIMPOT_TRY(GroupParameters parameters, min_max_parameters(team, w, scheme));
   return round_to_nearest(team, w, std::move(parameters));
 }
 

@@ -16,10 +16,10 @@
 namespace trimpot {
 
 // Errors: check_scheme()'s; weights that are not finite, or whose scale exceeds f16 (row, columns).
-Result<Parameters> min_max_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme);
+Result<GroupParameters> min_max_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme);
 
 // Rounds with parameters found before, for these rows and columns.
-GroupedCodes round_to_nearest(ThreadTeam& team, const WeightView& w, Parameters parameters);
+GroupedCodes round_to_nearest(ThreadTeam& team, const WeightView& w, GroupParameters parameters);
 
 // min_max_parameters(), then round_to_nearest().
 Result<GroupedCodes> quantize_rtn(ThreadTeam& team, const WeightView& w, const Scheme& scheme);

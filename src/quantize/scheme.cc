@@ -17,8 +17,8 @@ Status check_scheme(const Scheme& scheme, std::int64_t rows, std::int64_t column
   return {};
 }
 
-Parameters Parameters::sized(const Scheme& scheme, std::int64_t rows, std::int64_t columns) {
-  Parameters parameters{scheme, rows, columns, {}, {}, {}};
+GroupParameters GroupParameters::sized(const Scheme& scheme, std::int64_t rows, std::int64_t columns) {
+  GroupParameters parameters{scheme, rows, columns, {}, {}, {}};
   const auto count = static_cast<std::size_t>(rows * parameters.groups());
   parameters.scales.resize(count);
   if (scheme.zeros == ZeroKind::kInteger) parameters.zeros.resize(count);
@@ -26,7 +26,7 @@ Parameters Parameters::sized(const Scheme& scheme, std::int64_t rows, std::int64
   return parameters;
 }
 
-GroupedCodes Parameters::into_codes() && {
+GroupedCodes GroupParameters::into_codes() && {
   GroupedCodes codes;
   codes.bits = scheme.bits;
   codes.zero_point = scheme.zeros == ZeroKind::kSymmetric ? 1 << (scheme.bits - 1) : 0;

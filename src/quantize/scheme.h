@@ -51,7 +51,7 @@ inline constexpr Scheme kInt8Scheme{8, kWholeRow, ZeroKind::kSymmetric};
 Status check_scheme(const Scheme& scheme, std::int64_t rows, std::int64_t columns);
 
 // Scales and zeros of all groups, [rows][groups]; `zeros` with kInteger, `offsets` with kOffset.
-struct Parameters {
+struct GroupParameters {
   Scheme scheme;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
@@ -60,7 +60,7 @@ struct Parameters {
   std::vector<f16> offsets;
 
   // With room for all groups.
-  static Parameters sized(const Scheme& scheme, std::int64_t rows, std::int64_t columns);
+  static GroupParameters sized(const Scheme& scheme, std::int64_t rows, std::int64_t columns);
   std::int64_t groups() const { return scheme.groups(columns); }
   // Codes (all 0 so far) with these parameters.
   GroupedCodes into_codes() &&;

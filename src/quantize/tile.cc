@@ -33,7 +33,7 @@ void LaneParameters::set_range(const Scheme& scheme, const float* lo, const floa
   }
 }
 
-void LaneParameters::load(const Parameters& parameters, std::int64_t row, int rows,
+void LaneParameters::load(const GroupParameters& parameters, std::int64_t row, int rows,
                           std::int64_t group) {
   const Scheme& scheme = parameters.scheme;
   const auto top = static_cast<float>((1 << scheme.bits) - 1);
@@ -55,7 +55,7 @@ void LaneParameters::load(const Parameters& parameters, std::int64_t row, int ro
   }
 }
 
-void LaneParameters::store(Parameters& parameters, std::int64_t row, int rows,
+void LaneParameters::store(GroupParameters& parameters, std::int64_t row, int rows,
                            std::int64_t group) const {
   for (int lane = 0; lane < rows; ++lane) {
     const auto index = static_cast<std::size_t>((row + lane) * parameters.groups() + group);

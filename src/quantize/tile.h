@@ -38,8 +38,8 @@ struct LaneParameters {
   // From the range [lo, hi] of each row's group, lo <= 0 <= hi: rtn.h has the formulas.
   void set_range(const Scheme& scheme, const float* lo, const float* hi);
   // Rows row .. row + rows - 1 (at most 16) of `parameters`; the other lanes are zeros.
-  void load(const Parameters& parameters, std::int64_t row, int rows, std::int64_t group);
-  void store(Parameters& parameters, std::int64_t row, int rows, std::int64_t group) const;
+  void load(const GroupParameters& parameters, std::int64_t row, int rows, std::int64_t group);
+  void store(GroupParameters& parameters, std::int64_t row, int rows, std::int64_t group) const;
 
   // The level of 16 weights and the code's distance from it: q = level - low.
   [[gnu::always_inline]] void quantize(const float* w, float* level, float* value) const {
