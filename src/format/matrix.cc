@@ -133,6 +133,10 @@ std::span<f16> Matrix::dense_f16() {
   if (view_.storage != Storage::kF16) return {};
   return {reinterpret_cast<f16*>(dense_.data()), dense_.size() / sizeof(f16)};
 }
+std::span<bf16> Matrix::dense_bf16() {
+  if (view_.storage != Storage::kBF16) return {};
+  return {reinterpret_cast<bf16*>(dense_.data()), dense_.size() / sizeof(bf16)};
+}
 std::span<const f16> Matrix::dense_f16() const { return const_cast<Matrix*>(this)->dense_f16(); }
 
 int Matrix::code(std::int64_t row, std::int64_t column) const {

@@ -121,6 +121,7 @@ class Matrix {
   std::span<const float> dense_f32() const;
   std::span<f16> dense_f16();
   std::span<const f16> dense_f16() const;
+  std::span<bf16> dense_bf16();
   // Position of (row, column) there.
   std::size_t dense_index(std::int64_t row, std::int64_t column) const {
     return static_cast<std::size_t>(((row / kTileRows) * view_.columns + column) * kTileRows +

@@ -107,11 +107,7 @@ Status write_adapter(const std::string& path, const Fingerprint& base, const std
                      const std::string& options_json, const std::vector<AdapterTensor>& tensors) {
   std::vector<safetensors::OutputTensor> outputs;
   for (const AdapterTensor& tensor : tensors)
-    outputs.push_back(
-        {tensor.name,
-         "F16",
-         {static_cast<std::uint64_t>(tensor.rows), static_cast<std::uint64_t>(tensor.columns)},
-         std::as_bytes(std::span(tensor.values))});
+    outputs.push_back({tensor.name, tensor.dtype, tensor.shape, std::span(tensor.bytes)});
   return safetensors::write(path,
                             {{"format", std::string(kFormat)},
                              {"version", "1"},

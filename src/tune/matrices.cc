@@ -21,11 +21,6 @@ struct Target {
   std::vector<f16> base;             // weak columns as they were
 };
 
-struct QuantizedTo {
-  int bits = 0;
-  std::int64_t group_size = 0;
-};
-
 const char* suffix(Part part) {
   switch (part) {
     case Part::kWeak:
@@ -55,8 +50,8 @@ void read_values(const Matrix& matrix, std::span<float> out) {
 
 class MatrixTuning final : public TuningMethod {
  public:
-  MatrixTuning(Model& model, std::vector<Target> targets, bool dropout, QuantizedTo quantized = {})
-      : model_(model), targets_(std::move(targets)), dropout_(dropout), quantized_(quantized) {
+  MatrixTuning(Model& model, std::vector<Target> targets, bool dropout, Scheme scheme = {})
+      : model_(model), targets_(std::move(targets)), dropout_(dropout), scheme_(scheme) {
     std::size_t count = 0;
     for (Target& target : targets_) {
       target.begin = count;
@@ -91,6 +86,8 @@ class MatrixTuning final : public TuningMethod {
   }
 
   Status commit(ThreadTeam& team) override {
+    if (!targets_.empty() && targets_.front().part == Part::kFakeQuantized)
+      return commit_rounded(team);
     std::atomic<std::size_t> bad{targets_.size()};
     team.for_each(static_cast<std::int64_t>(targets_.size()), 1,
                   [&](std::int64_t i, std::int64_t, int) {
@@ -133,7 +130,6 @@ class MatrixTuning final : public TuningMethod {
     const auto values = parameters_.values.span().subspan(target.begin, target.count);
     const bool finite = std::all_of(values.begin(), values.end(),
                                     [](float value) { return std::isfinite(value); });
-    if (target.part == Part::kFakeQuantized) return finite && quantize(target, values);
     if (const auto to = target.matrix->dense_f32(); !to.empty()) {
       std::copy(values.begin(), values.end(), to.begin());
       return finite;
@@ -151,32 +147,27 @@ class MatrixTuning final : public TuningMethod {
     return in_range;
   }
 
-  bool quantize(Target& target, std::span<const float> values) {
-    const Matrix& matrix = *target.matrix;
-    const std::int64_t rows = matrix.rows(), columns = matrix.columns();
-    std::vector<float> plain(static_cast<std::size_t>(rows * columns));
-    for (std::int64_t r = 0; r < rows; ++r)
-      for (std::int64_t c = 0; c < columns; ++c)
-        plain[static_cast<std::size_t>(r * columns + c)] =
-            values[static_cast<std::size_t>(((r / kTileRows) * columns + c) * kTileRows +
-                                            r % kTileRows)];
-    auto packed = round_and_pack(plain, rows, columns, quantized_.bits, quantized_.group_size);
-    if (!packed) return false;
-    *target.matrix = std::move(*packed);
-    return true;
+  // The masters rounded to nearest, as `trimpot quantize --method rtn` does it.
+  Status commit_rounded(ThreadTeam& team) {
+    std::vector<float> plain;
+    for (Target& target : targets_) {
+      const std::int64_t rows = target.matrix->rows(), columns = target.matrix->columns();
+      const float* values = parameters_.values.data() + target.begin;
+      plain.resize(static_cast<std::size_t>(rows * columns));
+      team.for_each(rows, 64, [&](std::int64_t begin, std::int64_t end, int) {
+        for (std::int64_t r = begin; r < end; ++r)
+          for (std::int64_t c = 0; c < columns; ++c)
+            plain[static_cast<std::size_t>(r * columns + c)] =
+                values[((r / kTileRows) * columns + c) * kTileRows + r % kTileRows];
+      });
+      auto codes = quantize_rtn(team, {plain.data(), rows, columns, columns}, scheme_);
+      if (!codes)
+        return fail("{}: {}", linear_tensor_name(target.linear), codes.error().message);
+      TRIMPOT_TRY(*target.matrix, Matrix::pack_groups(codes->view()));
+    }
+    return {};
   }
 
- public:
-  static Result<Matrix> round_and_pack(std::span<const float> weights, std::int64_t rows,
-                                       std::int64_t columns, int bits, std::int64_t group_size) {
-    RtnOptions options;
-    options.bits = bits;
-    options.group_size = group_size == 0 ? columns : group_size;
-    TRIMPOT_TRY(const GroupedCodes codes, quantize_rtn(weights, rows, columns, options));
-    return Matrix::pack_groups(codes.view());
-  }
-
- private:
   // Rows and columns back in the original order; weak columns as differences.
   AdapterTensor adapter_matrix(const Target& target) const {
     const Matrix& matrix = *target.matrix;
@@ -224,7 +215,7 @@ class MatrixTuning final : public TuningMethod {
   Model& model_;
   std::vector<Target> targets_;
   bool dropout_;
-  QuantizedTo quantized_;
+  Scheme scheme_;
   Parameters parameters_;
   GradientSink sink_;
 };
@@ -343,12 +334,11 @@ Result<std::unique_ptr<TuningMethod>> make_full_method(
 }
 
 Result<std::unique_ptr<TuningMethod>> make_qat_method(
-    Model& model, ThreadTeam& team, int bits, std::int64_t group_size,
+    Model& model, ThreadTeam& team, const Scheme& scheme,
     const std::vector<std::string>& target_modules) {
   TRIMPOT_TRY(std::vector<Target> targets,
               dense_targets(model, team, target_modules, Part::kFakeQuantized));
-  auto method = std::make_unique<MatrixTuning>(model, std::move(targets), false,
-                                               QuantizedTo{bits, group_size});
+  auto method = std::make_unique<MatrixTuning>(model, std::move(targets), false, scheme);
   TRIMPOT_TRY_VOID(method->commit(team));  // the first forward sees rounded weights too
   return method;
 }

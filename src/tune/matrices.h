@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "quantize/scheme.h"
 #include "tune/parameters.h"
 
 namespace trimpot {
@@ -40,10 +41,9 @@ Result<std::unique_ptr<TuningMethod>> make_full_method(
     Model& model, ThreadTeam& team, const std::vector<std::string>& target_modules);
 
 // Quantization-aware training: f32 masters of all weights; the forward pass sees them rounded to
-// `bits` in groups of `group_size` (0: one per row), gradients pass straight through the rounding
-// (straight-through estimator).
+// `scheme`, gradients pass straight through the rounding (straight-through estimator).
 Result<std::unique_ptr<TuningMethod>> make_qat_method(
-    Model& model, ThreadTeam& team, int bits, std::int64_t group_size,
+    Model& model, ThreadTeam& team, const Scheme& scheme,
     const std::vector<std::string>& target_modules);
 
 // Whether a module is among the targets (empty: all).
