@@ -29,9 +29,10 @@ Result<const gguf::TensorInfo*> find_shaped(const gguf::File& file, const std::s
 Result<std::vector<float>> read_vector(const gguf::File& file, const std::string& name,
                                        std::int64_t count) {
   TRIMPOT_TRY(const gguf::TensorInfo* info, find_shaped(file, name, 1, count));
-  TRIMPOT_TRY(const Matrix packed, Matrix::pack(info->type, 1, count, file.data(*info)));
+  const auto packed = Matrix::pack(info->type, 1, count, file.data(*info));
+  if (!packed) return fail("{}: tensor {}: {}", file.path(), name, packed.error().message);
   std::vector<float> values(static_cast<std::size_t>(count));
-  packed.dequantize_row(0, values.data());
+  packed->dequantize_row(0, values.data());
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!std::isfinite(values[i]))
       return fail("{}: tensor {}, element {}: not a finite number", file.path(), name, i);
