@@ -111,17 +111,30 @@ Json read_tuning(const gguf::File& file, std::uint64_t parameters) {
   return methods;
 }
 
+// Why this program cannot run the model; empty if nothing in the header speaks against it. Tensors
+// of plain numbers may be anything, so only blocks that nothing here decodes count.
+std::string find_problem(const gguf::File& file) {
+  if (const auto config = read_config(file); !config) return config.error().message;
+  for (const gguf::TensorInfo& tensor : file.tensors()) {
+    const ElementTypeInfo type = element_type_info(tensor.type);
+    if (!type.computable && type.block_elements > 1)
+      return fmt::format("{}: tensor {}: type {} cannot be computed with", file.path(),
+                         printable(tensor.name), type.name);
+  }
+  return {};
+}
+
 Json describe_model(const gguf::File& file, bool with_tensors) {
   const std::string arch = text_value(file, "general.architecture");
-  const auto config = read_config(file);
+  const std::string problem = find_problem(file);
   Json json{{"file", file.path()},
             {"format", "gguf"},
             {"version", file.version()},
             {"bytes", file.file_bytes()},
             {"name", text_value(file, "general.name")},
             {"architecture", arch},
-            {"can_run", config.has_value()}};
-  if (!config) json["problem"] = config.error().message;
+            {"can_run", problem.empty()}};
+  if (!problem.empty()) json["problem"] = problem;
   json["sizes"] = read_sizes(file, arch);
   json["tied_head"] = file.find_tensor("output.weight") == nullptr;
   json["tokenizer"] = read_tokenizer(file);

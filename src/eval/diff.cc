@@ -74,7 +74,9 @@ class TensorComparison {
  public:
   TensorComparison(std::string name, ElementType type)
       : format_(block_format(type)),
-        unit_(static_cast<std::size_t>(element_type_info(type).block_bytes)) {
+        unit_(static_cast<std::size_t>(element_type_info(type).block_bytes)),
+        is_block_(element_type_info(type).block_elements > 1),
+        computable_(element_type_info(type).computable) {
     result_.name = std::move(name);
     result_.type = type;
   }
@@ -84,7 +86,7 @@ class TensorComparison {
 
   void add(Bytes a, Bytes b) {
     if (same(a, b)) {
-      scales_.add_same(a.size() / unit_);
+      if (computable_) scales_.add_same(a.size() / unit_);
       offsets_.add_same(a.size() / unit_);
       return;
     }
@@ -93,7 +95,8 @@ class TensorComparison {
         add_block(a.data() + at, b.data() + at);
       } else {
         const std::uint64_t differing = differing_bytes(a.data() + at, b.data() + at, unit_);
-        result_.dense_bytes += differing;
+        (is_block_ ? result_.code_bytes : result_.dense_bytes) += differing;
+        if (!computable_) continue;  // what the bytes mean is not known here
         scales_.add(element(result_.type, a.data() + at), element(result_.type, b.data() + at),
                     differing > 0);
       }
@@ -127,6 +130,7 @@ class TensorComparison {
 
   BlockFormat format_;
   std::size_t unit_;
+  bool is_block_, computable_;
   TensorDifference result_;
   Changes scales_;  // or, without blocks, the elements
   Changes offsets_;

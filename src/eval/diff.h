@@ -25,7 +25,8 @@ struct ValueChange {
 struct TensorDifference {
   std::string name;
   ElementType type{};
-  // Bytes that differ, by what they hold; dense: of tensors without blocks.
+  // Bytes that differ, by what they hold; dense: of tensors without blocks. Blocks that are only
+  // carried (ElementTypeInfo::computable) count as codes whole, and have no values compared.
   std::uint64_t code_bytes = 0;
   std::uint64_t scale_bytes = 0;
   std::uint64_t offset_bytes = 0;

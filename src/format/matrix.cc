@@ -26,6 +26,9 @@ void Matrix::set_views() {
 Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t columns,
                             std::span<const std::byte> data) {
   const ElementTypeInfo info = element_type_info(type);
+  if (!info.computable)
+    return fail("type {} cannot be computed with; use a file whose weights are {}", info.name,
+                computable_type_names());
   if (rows <= 0 || columns <= 0 || columns % info.block_elements != 0)
     return fail("{} rows of {} columns cannot be stored as {}, whose blocks have {} elements", rows,
                 columns, info.name, info.block_elements);

@@ -72,8 +72,8 @@ class Matrix {
   Matrix() = default;
 
   // Packs `rows` x `columns` elements that lie row after row in `data` as GGUF stores them.
-  // Errors: columns not a multiple of the type's block; scales or offsets that are NaN or infinite
-  // (naming the row and group). The caller adds file and tensor.
+  // Errors: a type that is not computable; columns not a multiple of the type's block; scales or
+  // offsets that are NaN or infinite (naming the row and group). The caller adds file and tensor.
   static Result<Matrix> pack(ElementType type, std::int64_t rows, std::int64_t columns,
                              std::span<const std::byte> data);
   // Packs grouped codes. Errors: sizes that do not agree, bits or a group size that no kernel has,

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 namespace trimpot {
@@ -122,6 +123,29 @@ Status AtomicFile::write_at(std::size_t offset, std::span<const std::byte> bytes
     offset += static_cast<std::size_t>(written);
     bytes = bytes.subspan(static_cast<std::size_t>(written));
   }
+  return {};
+}
+
+Status AtomicFile::extend(std::size_t size) {
+  if (descriptor_ < 0) return fail("{}: cannot write: the file is not open any more", path_);
+  if (size <= size_) return {};
+  constexpr auto kMost = static_cast<std::size_t>(std::numeric_limits<off_t>::max());
+  if (size > kMost)
+    return fail("{}: cannot make room for {} bytes: {}", path_, size, reason(EFBIG));
+  if (!partial_path_.empty()) {  // devices have no size
+    // Not posix_fallocate: where the file system cannot do it, that one writes every block.
+    int result = 0;
+    do {
+      result = ::fallocate(descriptor_, 0, 0, static_cast<off_t>(size));
+    } while (result != 0 && errno == EINTR);
+    if (result != 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
+      result = ::ftruncate(descriptor_, static_cast<off_t>(size));
+    if (result != 0)
+      return fail("{}: cannot make room for {} bytes: {}", path_, size, reason(errno));
+    if (::lseek(descriptor_, static_cast<off_t>(size), SEEK_SET) < 0)  // write() goes on there
+      return fail("{}: cannot write at byte {}: {}", path_, size, reason(errno));
+  }
+  size_ = size;
   return {};
 }
 

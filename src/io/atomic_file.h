@@ -24,6 +24,9 @@ class AtomicFile {
   Status write(std::span<const std::byte> bytes);  // at the end
   Status write(std::string_view text);
   Status write_at(std::size_t offset, std::span<const std::byte> bytes);  // over what is there
+  // Makes the file `size` bytes long: zeros behind what is there, to be written with write_at(). A
+  // disk without the room shows here, if its file system can tell. Never makes a file shorter.
+  Status extend(std::size_t size);
   Status commit();  // fsync, rename; nothing can be written afterwards
 
  private:
@@ -31,7 +34,7 @@ class AtomicFile {
   std::string path_;
   std::string partial_path_;
   int descriptor_ = -1;
-  std::size_t size_ = 0;  // bytes written so far
+  std::size_t size_ = 0;  // bytes of the file so far
 };
 
 }  // namespace trimpot

@@ -20,7 +20,7 @@ struct Slot {
 Result<std::vector<float>> read_vector(const gguf::File& file, const std::string& name,
                                        std::int64_t count) {
   TRIMPOT_TRY(const gguf::TensorInfo* info, find_shaped(file, name, 1, count));
-  auto packed = Matrix::pack(info->type, 1, count, file.data(*info));
+  const auto packed = Matrix::pack(info->type, 1, count, file.data(*info));
   if (!packed) return fail("{}: tensor {}: {}", file.path(), name, packed.error().message);
   std::vector<float> values(static_cast<std::size_t>(count));
   packed->dequantize_row(0, values.data());

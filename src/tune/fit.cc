@@ -73,19 +73,25 @@ Result<Shapes> read_shapes(const gguf::File& file) {
   if (static_cast<std::uint64_t>(config.layers) > file.tensors().size())
     return fail("{}: {}.block_count is {}, but the file has only {} tensors", file.path(),
                 config.architecture, config.layers, file.tensors().size());
-  const auto add = [&](const gguf::TensorInfo& tensor) {
+  const auto add = [&](const gguf::TensorInfo& tensor) -> Status {
+    const ElementTypeInfo type = element_type_info(tensor.type);
+    if (!type.computable)
+      return fail("{}: tensor {}: type {} cannot be computed with; use a file whose weights are {}",
+                  file.path(), tensor.name, type.name, computable_type_names());
     shapes.weight_bytes = sum(shapes.weight_bytes, matrix_bytes(tensor));
     shapes.largest_columns =
         std::max(shapes.largest_columns, static_cast<std::int64_t>(tensor.columns()));
+    return {};
   };
-  add(*embedding);
-  if (const gguf::TensorInfo* head = file.find_tensor("output.weight")) add(*head);
+  TRIMPOT_TRY_VOID(add(*embedding));
+  if (const gguf::TensorInfo* head = file.find_tensor("output.weight"))
+    TRIMPOT_TRY_VOID(add(*head));
   const std::size_t linears = static_cast<std::size_t>(config.layers) * kLinearKinds.size();
   for (std::size_t index = 0; index < linears; ++index) {
     const std::string name = linear_tensor_name(index);
     const gguf::TensorInfo* tensor = file.find_tensor(name);
     if (tensor == nullptr) return fail("{}: tensor {} is missing", file.path(), name);
-    add(*tensor);
+    TRIMPOT_TRY_VOID(add(*tensor));
   }
   shapes.norm_values = product({2 * config.layers + 1, config.hidden});
   shapes.header_bytes = static_cast<std::int64_t>(std::min(file.data_offset(), file.file_bytes()));

@@ -161,6 +161,23 @@ class Cli(unittest.TestCase):
             self.fails("run", "-m", self.write("cut.gguf", whole[:int(len(whole) * share)]), "-p", "x",
                        says="cut.gguf")
 
+    def test_types_that_are_only_carried(self):
+        # IQ4_NL (id 20) has blocks of the size of Q4_0's (2): such a file can be looked at, not run.
+        whole = (self.folder / "q4_0.gguf").read_bytes()
+        name = b"blk.0.attn_q.weight"
+        at = whole.index(name) + len(name) + 4 + 2 * 8
+        self.assertEqual(whole[at:at + 4], bytes([2, 0, 0, 0]))
+        path = self.write("iq4.gguf", whole[:at] + bytes([20]) + whole[at + 1:])
+        out, _ = self.trimpot("inspect", path, "--json", "--tensors")
+        model = json.loads(out)
+        self.assertFalse(model["can_run"])
+        self.assertIn("blk.0.attn_q.weight: type IQ4_NL", model["problem"])
+        self.assertIn("IQ4_NL", {tensor["type"] for tensor in model["tensors"]})
+        for command in (("run", "-p", "x"), ("fit",)):
+            self.fails(command[0], "-m", path, *command[1:],
+                       says=["iq4.gguf: tensor blk.0.attn_q.weight: type IQ4_NL", "use a file"])
+        self.trimpot("diff", path, "q4_0.gguf")
+
     def test_bad_data(self):
         cases = {
             "broken.jsonl": ('{"prompt": "a", "completion": "b"}\n{"prompt": oops}\n', ":2"),

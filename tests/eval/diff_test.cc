@@ -151,6 +151,22 @@ TEST_F(Diff, EveryByteOfEveryBlockType) {
   }
 }
 
+// Of types that are only carried, bytes are compared and no numbers made up.
+TEST_F(Diff, CarriedTypes) {
+  a_[1] = {"weight", ElementType::kQ4_K, {256, 2}, Bytes(288)};
+  a_[2] = {"indices", ElementType::kI32, {5}, Bytes(20)};
+  b_ = a_;
+  b_[1].data[287] = b_[2].data[0] = b_[2].data[19] = std::byte{1};
+  const FileDifference d = diff();
+  ASSERT_EQ(d.tensors.size(), 2u);
+  EXPECT_EQ(d.code_bytes, 1u);
+  EXPECT_EQ(d.dense_bytes, 2u);
+  for (const TensorDifference& tensor : d.tensors)
+    EXPECT_EQ(tensor.scales.count + tensor.offsets.count + tensor.dense.count, 0u);
+  EXPECT_EQ(summarize(d),
+            "codes and dense tensors differ: 2 of 3 tensors; header and size are the same");
+}
+
 TEST_F(Diff, DenseTensorsAndNumbersWithoutARatio) {
   b_[0].data = floats({1, 3, 7, -4, 5});  // 2 -> 3, and 0 -> 7, which has no ratio
   put_f16(b_[2].data, 2, std::numeric_limits<float>::infinity());

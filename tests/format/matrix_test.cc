@@ -144,6 +144,14 @@ TEST(Matrix, WrongSizesAreErrors) {
     EXPECT_FALSE(matrix);
     return matrix ? std::string() : matrix.error().message;
   };
+  for (const ElementTypeInfo& info : kElementTypes) {
+    if (info.computable) continue;
+    const std::string text =
+        message(info.type, 1, 256, 256 / info.block_elements * info.block_bytes);
+    EXPECT_NE(text.find(" cannot be computed with; use a file whose weights are F32, F16"),
+              std::string::npos)
+        << text;
+  }
   EXPECT_EQ(message(ElementType::kQ4_1, 2, 32, 39),
             "39 bytes where 2 rows of 32 Q4_1 elements need 40");
   EXPECT_EQ(message(ElementType::kQ4_1, 2, 32, 41),

@@ -101,6 +101,22 @@ TEST(AtomicFile, WriteAtStaysInsideWhatIsThere) {
   EXPECT_EQ(read_file(folder.file("out")), "01xy");
 }
 
+TEST(AtomicFile, ExtendMakesRoom) {
+  const TempFolder folder;
+  auto file = AtomicFile::create(folder.file("out"));
+  ASSERT_TRUE(file);
+  ASSERT_TRUE(file->write("01"));
+  ASSERT_TRUE(file->extend(5));
+  ASSERT_TRUE(file->extend(3));  // never shorter
+  ASSERT_TRUE(file->write_at(4, bytes_of("x")));
+  EXPECT_FALSE(file->write_at(5, bytes_of("y")));
+  ASSERT_TRUE(file->write("end"));
+  EXPECT_FALSE(file->extend(~std::size_t{0}));
+  ASSERT_TRUE(file->commit());
+  EXPECT_EQ(read_file(folder.file("out")), std::string("01\0\0xend", 8));
+  EXPECT_FALSE(file->extend(9));
+}
+
 TEST(AtomicFile, Errors) {
   const TempFolder folder;
   const auto message_of = [](const std::string& path) {

@@ -128,6 +128,40 @@ TEST(GgufRoundTrip, ReadsVersion2AndTensorsOfNoAxis) {
   EXPECT_EQ(file->tensors()[0].columns(), 1u);
 }
 
+// Sizes as ggml's type table has them; two tensors each, so that a wrong size leaves a gap.
+TEST(GgufRoundTrip, OpensTypesThatAreOnlyCarried) {
+  constexpr struct {
+    std::uint32_t id;
+    const char* name;
+    std::uint64_t elements, bytes;
+  } kCarried[] = {{10, "Q2_K", 256, 84},    {11, "Q3_K", 256, 110},   {12, "Q4_K", 256, 144},
+                  {13, "Q5_K", 256, 176},   {14, "Q6_K", 256, 210},   {15, "Q8_K", 256, 292},
+                  {16, "IQ2_XXS", 256, 66}, {17, "IQ2_XS", 256, 74},  {18, "IQ3_XXS", 256, 98},
+                  {19, "IQ1_S", 256, 50},   {20, "IQ4_NL", 32, 18},   {21, "IQ3_S", 256, 110},
+                  {22, "IQ2_S", 256, 82},   {23, "IQ4_XS", 256, 136}, {24, "I8", 1, 1},
+                  {25, "I16", 1, 2},        {26, "I32", 1, 4},        {27, "I64", 1, 8},
+                  {28, "F64", 1, 8},        {29, "IQ1_M", 256, 56},   {34, "TQ1_0", 256, 54},
+                  {35, "TQ2_0", 256, 66},   {39, "MXFP4", 32, 17},    {40, "NVFP4", 64, 36},
+                  {41, "Q1_0", 128, 18}};
+  const TempFolder folder;
+  for (const auto& type : kCarried) {
+    const std::uint64_t bytes = 64 * type.bytes;  // a multiple of the alignment
+    write_file(folder.file("m.gguf"), Raw()
+                                          .start(2, 0)
+                                          .tensor("a", {8 * type.elements, 8}, type.id, 0)
+                                          .tensor("b", {type.elements}, type.id, bytes)
+                                          .pad(32)
+                                          .data(bytes + type.bytes)
+                                          .bytes());
+    const auto file = File::open(folder.file("m.gguf"));
+    ASSERT_TRUE(file) << file.error().message;
+    const ElementTypeInfo info = element_type_info(file->tensors()[0].type);
+    EXPECT_EQ(info.name, type.name);
+    EXPECT_FALSE(info.computable);
+    EXPECT_EQ(file->tensors()[1].bytes, type.bytes);
+  }
+}
+
 TEST(GgufWriter, RefusesWhatCouldNotBeReadBack) {
   const TempFolder folder;
   const std::string path = folder.file("bad.gguf");

@@ -157,6 +157,26 @@ TEST_F(Load, SurplusTensors) {
   }
 }
 
+// Such files open (for inspect), but their weights cannot be computed with.
+TEST_F(Load, TypesThatAreOnlyCarried) {
+  const std::string what =
+      "; use a file whose weights are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0";
+  ToyFile toy = toy_file({});
+  ToyTensor& weight = toy.tensor("blk.1.ffn_up.weight");  // 96 rows of 64 columns
+  weight.type = ElementType::kI8;
+  weight.data.resize(96 * 64);
+  EXPECT_EQ(error_of(toy), "tensor blk.1.ffn_up.weight: type I8 cannot be computed with" + what);
+  weight.type = ElementType::kIQ4_NL;
+  weight.data.resize(96 * 2 * 18);
+  EXPECT_EQ(error_of(toy),
+            "tensor blk.1.ffn_up.weight: type IQ4_NL cannot be computed with" + what);
+  toy = toy_file({});
+  ToyTensor& norm = toy.tensor("output_norm.weight");
+  norm.type = ElementType::kF64;
+  norm.data.resize(64 * 8);
+  EXPECT_EQ(error_of(toy), "tensor output_norm.weight: type F64 cannot be computed with" + what);
+}
+
 TEST_F(Load, ValuesThatAreNotFinite) {
   const std::uint16_t bad = 0x7e00;
   const float nan = std::nanf("");

@@ -95,6 +95,19 @@ TEST_F(Fit, NamesThatAreNoLayersAreNotTunable) {
   EXPECT_NE(report.error().message.find("\"other\""), std::string::npos);
 }
 
+TEST_F(Fit, TypesThatAreOnlyCarried) {
+  ToyFile toy = toy_file({});
+  ToyTensor& weight = toy.tensor("blk.0.attn_k.weight");
+  const auto info = element_type_info(ElementType::kIQ4_NL);
+  weight.type = info.type;
+  weight.data.resize(weight.shape[0] * weight.shape[1] / info.block_elements * info.block_bytes);
+  const auto report = estimate_fit(write(toy), {});
+  ASSERT_FALSE(report);
+  EXPECT_NE(report.error().message.find("tensor blk.0.attn_k.weight: type IQ4_NL cannot be"),
+            std::string::npos)
+      << report.error().message;
+}
+
 TEST_F(Fit, WeightsAsTheyArePacked) {
   for (const ElementType type : {ElementType::kQ4_1, ElementType::kQ5_0, ElementType::kQ8_0}) {
     ToyOptions toy;

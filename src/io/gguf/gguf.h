@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "io/gguf/metadata.h"
 #include "sys/mapped_file.h"
 #include "tensor/element_type.h"
 
@@ -115,18 +116,9 @@ class File {
   std::unordered_map<std::string, std::size_t> tensor_index_;
 };
 
-// Builds a GGUF v3 file. Tensors are written in the order in which they were added.
-class Writer {
+// Builds a GGUF v3 file in memory. Tensors are written in the order in which they were added.
+class Writer : public Metadata {
  public:
-  void set_uint32(std::string key, std::uint32_t value);
-  void set_uint64(std::string key, std::uint64_t value);
-  void set_float32(std::string key, float value);
-  void set_bool(std::string key, bool value);
-  void set_string(std::string key, std::string value);
-  void set_strings(std::string key, std::vector<std::string> values);
-  void set_int32s(std::string key, std::vector<std::int32_t> values);
-  void set_float32s(std::string key, std::vector<float> values);
-  void copy_value(std::string key, const Value& value);  // from a file that was read
   // `shape` has the fastest axis first. `data` must hold exactly the bytes of shape and type.
   void add_tensor(std::string name, ElementType type, std::vector<std::uint64_t> shape,
                   std::vector<std::byte> data);
@@ -140,7 +132,6 @@ class Writer {
     std::vector<std::uint64_t> shape;
     std::vector<std::byte> data;
   };
-  std::vector<std::pair<std::string, std::vector<std::byte>>> metadata_;  // type tag and payload
   std::vector<Tensor> tensors_;
 };
 

@@ -41,34 +41,11 @@ std::string_view value_type_name(ValueType type) {
   return is_known_value_type(id) ? kNames[id] : "unknown";
 }
 
-std::string tensor_type_label(std::uint32_t type_id) {
-  if (const auto info = element_type_info(type_id)) return std::string(info->name);
-  // Those of ggml.h that this program may not read, so that a message can call them by their name.
-  constexpr struct {
-    std::uint32_t id;
-    std::string_view name;
-  } kOthers[] = {{9, "Q8_1"},   {10, "Q2_K"},   {11, "Q3_K"},    {12, "Q4_K"},   {13, "Q5_K"},
-                 {14, "Q6_K"},  {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
-                 {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},
-                 {24, "I8"},    {25, "I16"},    {26, "I32"},     {27, "I64"},    {28, "F64"},
-                 {29, "IQ1_M"}, {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
-  for (const auto& other : kOthers)
-    if (other.id == type_id) return fmt::format("{} (id {})", other.name, type_id);
-  return fmt::format("with id {}", type_id);
-}
-
-std::string readable_tensor_types() {
-  std::string names;
-  for (const ElementTypeInfo& info : kElementTypes)
-    names += fmt::format("{}{}", names.empty() ? "" : ", ", info.name);
-  return names;
-}
-
 Result<std::uint64_t> tensor_bytes(std::uint32_t type_id, std::span<const std::uint64_t> shape) {
   const auto type = element_type_info(type_id);
   if (!type)
-    return fail("type {} cannot be read; use a file whose tensors are {}",
-                tensor_type_label(type_id), readable_tensor_types());
+    return fail("type id {} is not known; use a file whose tensors are {}", type_id,
+                computable_type_names());
   if (shape.size() > kMaxRank)
     return fail("{} axes, and GGUF has at most {}", shape.size(), kMaxRank);
   constexpr auto kLimit = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <string_view>
 
 #include "base/result.h"
@@ -31,10 +30,6 @@ constexpr std::uint64_t padded(std::uint64_t bytes, std::uint64_t alignment) {
 std::size_t value_width(ValueType type);
 bool is_known_value_type(std::uint32_t type);
 std::string_view value_type_name(ValueType type);  // "u32", "string", ...
-
-// "Q4_K (id 12)"; ids that ggml does not know have no name.
-std::string tensor_type_label(std::uint32_t type_id);
-std::string readable_tensor_types();  // "F32, F16, ..."
 
 // Bytes of a tensor. `shape` has the fastest axis first. Errors are half a sentence without file
 // and tensor: an unknown type, more than 4 axes, an empty axis, more than 2^63 bytes, rows that are

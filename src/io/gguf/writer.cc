@@ -1,189 +1,9 @@
-#include <algorithm>
-#include <bit>
-#include <cstring>
-#include <limits>
-#include <unordered_set>
-
-#include "io/atomic_file.h"
 #include "io/gguf/gguf.h"
 #include "io/gguf/layout.h"
+#include "io/gguf/stream_writer.h"
 #include "io/printable.h"
 
 namespace trimpot::gguf {
-namespace {
-
-static_assert(std::endian::native == std::endian::little, "GGUF is written as it lies in memory");
-
-using Bytes = std::vector<std::byte>;
-
-void append(Bytes& out, std::span<const std::byte> bytes) {
-  out.insert(out.end(), bytes.begin(), bytes.end());
-}
-
-template <typename T>
-void append_number(Bytes& out, T value) {
-  append(out, std::as_bytes(std::span(&value, 1)));
-}
-
-void append_text(Bytes& out, std::string_view text) {
-  append_number(out, static_cast<std::uint64_t>(text.size()));
-  append(out, std::as_bytes(std::span(text.data(), text.size())));
-}
-
-Bytes with_tag(ValueType type) {
-  Bytes out;
-  append_number(out, static_cast<std::uint32_t>(type));
-  return out;
-}
-
-template <typename T>
-Bytes one_number(ValueType type, T value) {
-  Bytes out = with_tag(type);
-  append_number(out, value);
-  return out;
-}
-
-Bytes array_start(ValueType element_type, std::uint64_t count) {
-  Bytes out = with_tag(ValueType::kArray);
-  append_number(out, static_cast<std::uint32_t>(element_type));
-  append_number(out, count);
-  return out;
-}
-
-template <typename T>
-Bytes array_of_numbers(ValueType element_type, const std::vector<T>& values) {
-  Bytes out = array_start(element_type, values.size());
-  append(out, std::as_bytes(std::span(values)));
-  return out;
-}
-
-template <typename Strings>
-Bytes array_of_strings(const Strings& values) {
-  Bytes out = array_start(ValueType::kString, values.size());
-  for (const std::string_view value : values) append_text(out, value);
-  return out;
-}
-
-// Empty when the scalar does not hold a `Wide` that fits in `Stored`.
-template <typename Stored, typename Wide>
-Bytes narrowed(const Value& value) {
-  const auto* wide = std::get_if<Wide>(&value.scalar);
-  if (wide == nullptr) return {};
-  if constexpr (std::is_integral_v<Wide>)
-    if (static_cast<Wide>(static_cast<Stored>(*wide)) != *wide) return {};
-  return one_number(value.type, static_cast<Stored>(*wide));
-}
-
-// The value as it stood in the file; empty when it contradicts itself, which no value that was read
-// does: write() then names its key.
-Bytes encode(const Value& value) {
-  switch (value.type) {
-    case ValueType::kU8:
-      return narrowed<std::uint8_t, std::uint64_t>(value);
-    case ValueType::kU16:
-      return narrowed<std::uint16_t, std::uint64_t>(value);
-    case ValueType::kU32:
-      return narrowed<std::uint32_t, std::uint64_t>(value);
-    case ValueType::kU64:
-      return narrowed<std::uint64_t, std::uint64_t>(value);
-    case ValueType::kI8:
-      return narrowed<std::int8_t, std::int64_t>(value);
-    case ValueType::kI16:
-      return narrowed<std::int16_t, std::int64_t>(value);
-    case ValueType::kI32:
-      return narrowed<std::int32_t, std::int64_t>(value);
-    case ValueType::kI64:
-      return narrowed<std::int64_t, std::int64_t>(value);
-    case ValueType::kF32:
-      return narrowed<float, double>(value);
-    case ValueType::kF64:
-      return narrowed<double, double>(value);
-    case ValueType::kBool:
-      return narrowed<std::uint8_t, bool>(value);
-    case ValueType::kString: {
-      const auto* text = std::get_if<std::string>(&value.scalar);
-      if (text == nullptr) return {};
-      Bytes out = with_tag(ValueType::kString);
-      append_text(out, *text);
-      return out;
-    }
-    case ValueType::kArray:
-      break;
-  }
-  if (value.type != ValueType::kArray) return {};
-  if (value.element_type == ValueType::kString)
-    return value.strings.size() == value.count ? array_of_strings(value.strings) : Bytes{};
-  const std::size_t width = value_width(value.element_type);
-  if (width == 0 || value.raw.size() % width != 0 || value.raw.size() / width != value.count)
-    return {};
-  Bytes out = array_start(value.element_type, value.count);
-  append(out, value.raw);
-  return out;
-}
-
-// A key that is set again keeps its place.
-void set(std::vector<std::pair<std::string, Bytes>>& metadata, std::string key, Bytes encoded) {
-  for (auto& entry : metadata) {
-    if (entry.first != key) continue;
-    entry.second = std::move(encoded);
-    return;
-  }
-  metadata.emplace_back(std::move(key), std::move(encoded));
-}
-
-// Tag and value of `general.alignment`; the default when it is not set, 0 when it is invalid.
-std::uint32_t alignment_of(const std::vector<std::pair<std::string, Bytes>>& metadata) {
-  for (const auto& [key, encoded] : metadata) {
-    if (key != "general.alignment") continue;
-    std::uint32_t fields[2] = {};
-    if (encoded.size() != sizeof(fields)) return 0;
-    std::memcpy(fields, encoded.data(), sizeof(fields));
-    const bool valid =
-        fields[0] == static_cast<std::uint32_t>(ValueType::kU32) && is_valid_alignment(fields[1]);
-    return valid ? fields[1] : 0;
-  }
-  return kDefaultAlignment;
-}
-
-}  // namespace
-
-void Writer::set_uint32(std::string key, std::uint32_t value) {
-  set(metadata_, std::move(key), one_number(ValueType::kU32, value));
-}
-
-void Writer::set_uint64(std::string key, std::uint64_t value) {
-  set(metadata_, std::move(key), one_number(ValueType::kU64, value));
-}
-
-void Writer::set_float32(std::string key, float value) {
-  set(metadata_, std::move(key), one_number(ValueType::kF32, value));
-}
-
-void Writer::set_bool(std::string key, bool value) {
-  set(metadata_, std::move(key), one_number(ValueType::kBool, static_cast<std::uint8_t>(value)));
-}
-
-void Writer::set_string(std::string key, std::string value) {
-  Bytes encoded = with_tag(ValueType::kString);
-  append_text(encoded, value);
-  set(metadata_, std::move(key), std::move(encoded));
-}
-
-void Writer::set_strings(std::string key, std::vector<std::string> values) {
-  set(metadata_, std::move(key), array_of_strings(values));
-}
-
-void Writer::set_int32s(std::string key, std::vector<std::int32_t> values) {
-  set(metadata_, std::move(key), array_of_numbers(ValueType::kI32, values));
-}
-
-void Writer::set_float32s(std::string key, std::vector<float> values) {
-  set(metadata_, std::move(key), array_of_numbers(ValueType::kF32, values));
-}
-
-void Writer::copy_value(std::string key, const Value& value) {
-  set(metadata_, std::move(key), encode(value));
-}
 
 void Writer::add_tensor(std::string name, ElementType type, std::vector<std::uint64_t> shape,
                         std::vector<std::byte> data) {
@@ -191,55 +11,17 @@ void Writer::add_tensor(std::string name, ElementType type, std::vector<std::uin
 }
 
 Status Writer::write(const std::string& path) const {
-  const std::uint32_t alignment = alignment_of(metadata_);
-  if (alignment == 0)
-    return fail("{}: key \"general.alignment\" must be a u32 that is a power of two from 8 up",
-                path);
-  Bytes header;
-  append(header, std::as_bytes(std::span("GGUF", 4)));
-  append_number(header, std::uint32_t{3});
-  append_number(header, static_cast<std::uint64_t>(tensors_.size()));
-  append_number(header, static_cast<std::uint64_t>(metadata_.size()));
-  for (const auto& [key, encoded] : metadata_) {
-    if (key.empty() || key.size() > kLongestKey)
-      return fail("{}: key \"{}\" must have from 1 to {} bytes", path, printable(key), kLongestKey);
-    if (encoded.empty())
-      return fail("{}: key \"{}\": its value does not match its type", path, printable(key));
-    append_text(header, key);
-    append(header, encoded);
-  }
-  std::unordered_set<std::string_view> names;
-  std::uint64_t offset = 0;
+  StreamWriter stream(*this);
   for (const Tensor& tensor : tensors_) {
-    if (tensor.name.empty() || tensor.name.size() > kLongestTensorName)
-      return fail("{}: tensor \"{}\": its name must have from 1 to {} bytes", path,
-                  printable(tensor.name), kLongestTensorName);
-    if (!names.insert(tensor.name).second)
-      return fail("{}: tensor \"{}\" was added twice", path, printable(tensor.name));
-    const auto type_id = static_cast<std::uint32_t>(tensor.type);
-    const auto bytes = tensor_bytes(type_id, tensor.shape);
-    if (!bytes)
-      return fail("{}: tensor \"{}\": {}", path, printable(tensor.name), bytes.error().message);
-    if (*bytes != tensor.data.size())
+    const auto bytes = tensor_bytes(static_cast<std::uint32_t>(tensor.type), tensor.shape);
+    if (bytes && *bytes != tensor.data.size())
       return fail("{}: tensor \"{}\": {} bytes of data, {} are needed", path,
                   printable(tensor.name), tensor.data.size(), *bytes);
-    append_text(header, tensor.name);
-    append_number(header, static_cast<std::uint32_t>(tensor.shape.size()));
-    for (const std::uint64_t extent : tensor.shape) append_number(header, extent);
-    append_number(header, type_id);
-    append_number(header, offset);
-    offset += padded(*bytes, alignment);
+    stream.declare(tensor.name, tensor.type, tensor.shape);
   }
-  header.resize(padded(header.size(), alignment));
-
-  TRIMPOT_TRY(AtomicFile file, AtomicFile::create(path));
-  TRIMPOT_TRY_VOID(file.write(header));
-  for (const Tensor& tensor : tensors_) {
-    TRIMPOT_TRY_VOID(file.write(tensor.data));
-    const Bytes padding(padded(tensor.data.size(), alignment) - tensor.data.size());
-    TRIMPOT_TRY_VOID(file.write(padding));
-  }
-  return file.commit();
+  TRIMPOT_TRY_VOID(stream.open(path));
+  for (const Tensor& tensor : tensors_) TRIMPOT_TRY_VOID(stream.write(tensor.name, 0, tensor.data));
+  return stream.commit();
 }
 
 }  // namespace trimpot::gguf
