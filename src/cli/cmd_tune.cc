@@ -247,8 +247,9 @@ Result<Outcome> train_and_write(const TuneOptions& options, Engine& engine,
   } else {
     const Json method_options{{"scale_granularity", options.granularity},
                               {"target_modules", options.target_modules}};
-    TRIMPOT_TRY_VOID(write_adapter(options.output, base, options.method, method_options.dump(),
-                                   method->adapter_tensors()));
+    TRIMPOT_TRY(const std::vector<AdapterTensor> tensors, method->adapter_tensors());
+    TRIMPOT_TRY_VOID(
+        write_adapter(options.output, base, options.method, method_options.dump(), tensors));
   }
   return outcome;
 }
