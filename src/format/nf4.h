@@ -1,8 +1,9 @@
-// NF4 with double quantization, as bitsandbytes stores it (QLoRA: Dettmers et al. 2023, sections 3
-// and appendix E). A weight is level[code] * absmax of its block of 64; the absmax values, less
-// their mean, are rounded to an 8-bit floating map with one f32 scale per 256 of them.
+// NF4 with double quantization as bitsandbytes stores it (QLoRA; Dettmers et al. 2023): a weight is
+// level[code] * absmax of its block of 64; the absmax values, less their mean, are 8-bit codes of a
+// dynamic map with one f32 scale per 256 of them. A block lies in one row.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -17,18 +18,20 @@ struct Nf4Codes {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   std::vector<std::uint8_t> codes;         // [rows][(columns + 1) / 2], even columns in low nibbles
-  std::vector<std::uint8_t> absmax_codes;  // [rows][blocks_per_row]
-  std::vector<float> absmax_scales;        // one per 256 blocks, in order
-  float absmax_offset = 0;
+  std::vector<std::uint8_t> absmax_codes;  // [rows][blocks per row]
+  std::vector<float> absmax_scales;        // per 256 of these, across rows
+  float offset = 0;                        // the mean of the magnitudes
 
-  std::int64_t blocks_per_row() const { return (columns + kNf4Block - 1) / kNf4Block; }
-  // absmax of every block, [rows][blocks_per_row], undone.
-  std::vector<float> absmax() const;
-  // What kernels compute with: scales rounded to f16.
-  GroupedCodes grouped() const;
+  std::int64_t row_blocks() const { return (columns + kNf4Block - 1) / kNf4Block; }
+  // absmax of block `index` (row-major): map[code] * scale + offset, in f32.
+  float absmax(std::int64_t index) const;
 };
 
-// The 256 values of the 8-bit map, ascending (bitsandbytes' signed dynamic map).
-const std::vector<float>& nf4_absmax_map();
+// As grouped codes: book kNf4, groups of 64, scales rounded to f16.
+GroupedCodes nf4_grouped(Nf4Codes nf4);
+
+// bitsandbytes' signed dynamic map of 8 bits (Dettmers 2015), ascending: a sign, a power of ten
+// from 1e-6 to 1, and the midpoints of 1, 2, 4 ... 64 even steps between 0.1 and 1; and 0 and 1.
+const std::array<float, 256>& dynamic_map();
 
 }  // namespace trimpot

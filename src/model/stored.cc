@@ -51,11 +51,11 @@ Result<Matrix> read_nf4(const gguf::File& file, const std::string& name, std::in
   Nf4Codes codes;
   codes.rows = rows;
   codes.columns = columns;
-  const std::int64_t blocks = rows * codes.blocks_per_row();
+  const std::int64_t blocks = rows * codes.row_blocks();
   TRIMPOT_TRY(const gguf::TensorInfo* packed,
               find_typed(file, name + ".codes", ElementType::kI8, rows, (columns + 1) / 2));
   TRIMPOT_TRY(const gguf::TensorInfo* absmax,
-              find_typed(file, name + ".absmax", ElementType::kI8, rows, codes.blocks_per_row()));
+              find_typed(file, name + ".absmax", ElementType::kI8, rows, codes.row_blocks()));
   TRIMPOT_TRY(const gguf::TensorInfo* scales,
               find_typed(file, name + ".absmax_scales", ElementType::kF32, 1, (blocks + 255) / 256));
   TRIMPOT_TRY(const gguf::TensorInfo* offset,
@@ -63,9 +63,9 @@ Result<Matrix> read_nf4(const gguf::File& file, const std::string& name, std::in
   codes.codes = elements<std::uint8_t>(file, *packed);
   codes.absmax_codes = elements<std::uint8_t>(file, *absmax);
   codes.absmax_scales = elements<float>(file, *scales);
-  codes.absmax_offset = elements<float>(file, *offset)[0];
+  codes.offset = elements<float>(file, *offset)[0];
   file.release(*packed);
-  return Matrix::pack_groups(codes.grouped().view());
+  return Matrix::pack_groups(nf4_grouped(std::move(codes)).view());
 }
 
 Result<Matrix> read_grouped(const gguf::File& file, const std::string& name, std::int64_t rows,

@@ -6,43 +6,16 @@
 // flattened matrix; elsewhere each row ends with a shorter block and bitsandbytes' differ.
 #pragma once
 
-#include <array>
-#include <cstdint>
-#include <vector>
-
 #include "base/result.h"
-#include "format/grouped.h"
+#include "format/nf4.h"
 #include "quantize/scheme.h"
 #include "sys/thread_team.h"
 
 namespace trimpot {
 
-inline constexpr std::int64_t kNf4Block = 64;
-inline constexpr std::int64_t kNf4AbsmaxBlock = 256;
-
-struct Nf4Codes {
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  std::vector<std::uint8_t> codes;         // [rows][(columns + 1) / 2], even columns in low nibbles
-  std::vector<std::uint8_t> absmax_codes;  // [rows][blocks per row]
-  std::vector<float> absmax_scales;        // per 256 of these, across rows
-  float offset = 0;                        // the mean of the magnitudes
-
-  std::int64_t row_blocks() const { return (columns + kNf4Block - 1) / kNf4Block; }
-  // absmax of block `index` (row-major): map[code] * scale + offset, in f32.
-  float absmax(std::int64_t index) const;
-};
-
 // Nearest by the midpoints between levels, the lower level at a midpoint; a block of zeros has code
 // 7, level 0. The mean is rounded once from f64, while bitsandbytes sums in f32: its last bit may
 // differ. Errors: weights that are not finite or exceed f16 (row, columns).
 Result<Nf4Codes> quantize_nf4(ThreadTeam& team, const WeightView& w);
-
-// As grouped codes: book kNf4, groups of 64, scales rounded to f16.
-GroupedCodes nf4_grouped(Nf4Codes nf4);
-
-// bitsandbytes' signed dynamic map of 8 bits (Dettmers 2015), ascending: a sign, a power of ten
-// from 1e-6 to 1, and the midpoints of 1, 2, 4 ... 64 even steps between 0.1 and 1; and 0 and 1.
-const std::array<float, 256>& dynamic_map();
 
 }  // namespace trimpot
