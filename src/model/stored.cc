@@ -26,26 +26,6 @@ Result<const gguf::TensorInfo*> find_typed(const gguf::File& file, const std::st
   return info;
 }
 
-// The weak columns' channels, ascending or not, each once.
-Result<std::vector<std::int32_t>> read_weak_columns(const gguf::File& file,
-                                                    const std::string& name,
-                                                    std::int64_t columns) {
-  const gguf::TensorInfo* info = file.find_tensor(name);
-  if (info == nullptr) return std::vector<std::int32_t>();
-  if (info->type != ElementType::kI32 || info->rows() != 1 ||
-      static_cast<std::int64_t>(info->columns()) >= columns)
-    return fail("{}: tensor {} is not a list of fewer than {} columns", file.path(), name, columns);
-  std::vector<std::int32_t> weak = elements<std::int32_t>(file, *info);
-  std::vector<bool> seen(static_cast<std::size_t>(columns));
-  for (const std::int32_t column : weak) {
-    if (column < 0 || column >= columns || seen[static_cast<std::size_t>(column)])
-      return fail("{}: tensor {} names column {} twice or outside 0 to {}", file.path(), name,
-                  column, columns - 1);
-    seen[static_cast<std::size_t>(column)] = true;
-  }
-  return weak;
-}
-
 Result<Matrix> read_nf4(const gguf::File& file, const std::string& name, std::int64_t rows,
                         std::int64_t columns) {
   Nf4Codes codes;
@@ -153,6 +133,26 @@ Result<GroupedSizes> read_grouped_sizes(const gguf::File& file, const std::strin
   return GroupedSizes{static_cast<int>(bits), static_cast<std::int64_t>(group_size)};
 }
 
+Result<std::vector<std::int32_t>> read_weak_columns(const gguf::File& file,
+                                                    const std::string& linear,
+                                                    std::int64_t columns) {
+  const std::string name = linear + ".weak_columns";
+  const gguf::TensorInfo* info = file.find_tensor(name);
+  if (info == nullptr) return std::vector<std::int32_t>();
+  if (info->type != ElementType::kI32 || info->rows() != 1 ||
+      static_cast<std::int64_t>(info->columns()) >= columns)
+    return fail("{}: tensor {} is not a list of fewer than {} columns", file.path(), name, columns);
+  std::vector<std::int32_t> weak = elements<std::int32_t>(file, *info);
+  std::vector<bool> seen(static_cast<std::size_t>(columns));
+  for (const std::int32_t column : weak) {
+    if (column < 0 || column >= columns || seen[static_cast<std::size_t>(column)])
+      return fail("{}: tensor {} names column {} twice or outside 0 to {}", file.path(), name,
+                  column, columns - 1);
+    seen[static_cast<std::size_t>(column)] = true;
+  }
+  return weak;
+}
+
 void add_stored_names(const std::string& name, std::unordered_set<std::string>& names) {
   for (const char* suffix : {".weight", ".codes", ".scales", ".zeros", ".offsets", ".weak",
                              ".weak_columns", ".absmax", ".absmax_scales", ".absmax_offset"})
@@ -178,7 +178,7 @@ Result<Linear> read_linear(const gguf::File& file, const std::string& name, std:
   Linear linear;
   linear.columns = columns;
   TRIMPOT_TRY(const std::vector<std::int32_t> weak,
-              read_weak_columns(file, name + ".weak_columns", columns));
+              read_weak_columns(file, name, columns));
   const auto count = static_cast<std::int64_t>(weak.size());
   TRIMPOT_TRY(linear.weight, read_matrix(file, name, rows, columns - count, sizes_prefix));
   if (count == 0) return linear;

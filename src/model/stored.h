@@ -49,6 +49,9 @@ Result<Linear> read_linear(const gguf::File& file, const std::string& name, std:
 // The same without weak columns (embedding, head).
 Result<Matrix> read_matrix(const gguf::File& file, const std::string& name, std::int64_t rows,
                            std::int64_t columns, const std::string& sizes_prefix);
+// Weak columns of <name> in the order of the file; none: empty.
+Result<std::vector<std::int32_t>> read_weak_columns(const gguf::File& file, const std::string& name,
+                                                    std::int64_t columns);
 // A permutation of 0 .. count - 1, or null where the tensor is missing.
 Result<ColumnOrder> read_order(const gguf::File& file, const std::string& name, std::int64_t count);
 ColumnOrder inverse_order(const ColumnOrder& order);

@@ -8,6 +8,24 @@
 #include "model/stored.h"
 
 namespace trimpot {
+
+LinearSize linear_size(const ModelConfig& config, std::size_t kind) {
+  const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();
+  switch (kind) {
+    case kQ:
+      return {q_width, config.hidden};
+    case kK:
+    case kV:
+      return {kv_width, config.hidden};
+    case kO:
+      return {config.hidden, q_width};
+    case kDown:
+      return {config.hidden, config.feed_forward};
+    default:
+      return {config.feed_forward, config.hidden};
+  }
+}
+
 namespace {
 
 struct Slot {
@@ -95,6 +113,20 @@ void share_orders(Linear& linear, const Linear& with) {
   linear.weight_columns = with.weight_columns;
 }
 
+void share_orders(LayerWeights& layer) {
+  share_orders(layer.k_proj, layer.q_proj);
+  share_orders(layer.v_proj, layer.q_proj);
+  share_orders(layer.up_proj, layer.gate_proj);
+}
+
+void add_layer_slots(Model& model, std::size_t layer, std::vector<Slot>& slots) {
+  for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind) {
+    const LinearSize size = linear_size(model.config, kind);
+    slots.push_back({layer_tensor(layer, kLinearKinds[kind].gguf_suffix), size.rows, size.columns,
+                     &(model.layers[layer].*kLinearKinds[kind].linear), nullptr});
+  }
+}
+
 }  // namespace
 
 std::string linear_tensor_name(std::size_t index) {
@@ -140,7 +172,7 @@ Result<std::int64_t> vocabulary_rows(const gguf::File& file) {
 
 }  // namespace
 
-Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& team) {
+Result<std::unique_ptr<Model>> load_frame(const gguf::File& file) {
   auto model = std::make_unique<Model>();
   TRIMPOT_TRY(model->config, read_config(file));
   ModelConfig& config = model->config;
@@ -150,13 +182,8 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
                 config.architecture, config.layers, file.tensors().size());
 
   std::unordered_set<std::string> known{"output_norm.weight", "rope_freqs.weight"};
-  std::vector<Slot> slots;
-  // The largest first, so that the threads finish together.
-  slots.push_back({"token_embd", config.vocabulary, config.hidden, nullptr, &model->embedding});
   add_stored_names("token_embd", known);
   add_stored_names("output", known);
-  if (file.find_tensor("output.weight") != nullptr || file.find_tensor("output.codes") != nullptr)
-    slots.push_back({"output", config.vocabulary, config.hidden, nullptr, &model->head});
   TRIMPOT_TRY(model->output_norm, read_vector(file, "output_norm.weight", config.hidden));
   if (file.find_tensor("rope_freqs.weight") != nullptr) {
     TRIMPOT_TRY(model->rope_frequency_factors,
@@ -166,12 +193,6 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
         return fail("{}: tensor rope_freqs.weight holds {}; positive factors were expected",
                     file.path(), factor);
   }
-  const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();
-  const std::int64_t rows[] = {
-      q_width,      kv_width, kv_width, config.hidden, config.feed_forward, config.feed_forward,
-      config.hidden};
-  const std::int64_t columns[] = {config.hidden, config.hidden, config.hidden,      q_width,
-                                  config.hidden, config.hidden, config.feed_forward};
   model->layers.resize(static_cast<std::size_t>(config.layers));
   for (std::size_t layer = 0; layer < model->layers.size(); ++layer) {
     LayerWeights& weights = model->layers[layer];
@@ -181,21 +202,40 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
     TRIMPOT_TRY(weights.feed_forward_norm, read_vector(file, ffn_norm, config.hidden));
     known.insert(norm);
     known.insert(ffn_norm);
-    for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind) {
-      const std::string name = layer_tensor(layer, kLinearKinds[kind].gguf_suffix);
-      slots.push_back(
-          {name, rows[kind], columns[kind], &(weights.*kLinearKinds[kind].linear), nullptr});
-      add_stored_names(name, known);
-    }
+    for (const LinearKind& kind : kLinearKinds)
+      add_stored_names(layer_tensor(layer, kind.gguf_suffix), known);
   }
   TRIMPOT_TRY_VOID(read_orders(file, *model, known));
   TRIMPOT_TRY_VOID(check_no_surplus(file, known));
+  return model;
+}
+
+Status load_layer(const gguf::File& file, ThreadTeam& team, std::size_t layer, Model& model) {
+  std::vector<Slot> slots;
+  add_layer_slots(model, layer, slots);
   TRIMPOT_TRY_VOID(pack_all(file, team, slots));
-  for (LayerWeights& layer : model->layers) {
-    share_orders(layer.k_proj, layer.q_proj);
-    share_orders(layer.v_proj, layer.q_proj);
-    share_orders(layer.up_proj, layer.gate_proj);
-  }
+  share_orders(model.layers[layer]);
+  return {};
+}
+
+Status load_embedding(const gguf::File& file, Model& model) {
+  TRIMPOT_TRY(model.embedding, read_matrix(file, "token_embd", model.config.vocabulary,
+                                           model.config.hidden, "trimpot.head"));
+  return {};
+}
+
+Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& team) {
+  TRIMPOT_TRY(auto model, load_frame(file));
+  const ModelConfig& config = model->config;
+  // The largest first, so that the threads finish together.
+  std::vector<Slot> slots{
+      {"token_embd", config.vocabulary, config.hidden, nullptr, &model->embedding}};
+  if (file.find_tensor("output.weight") != nullptr || file.find_tensor("output.codes") != nullptr)
+    slots.push_back({"output", config.vocabulary, config.hidden, nullptr, &model->head});
+  for (std::size_t layer = 0; layer < model->layers.size(); ++layer)
+    add_layer_slots(*model, layer, slots);
+  TRIMPOT_TRY_VOID(pack_all(file, team, slots));
+  for (LayerWeights& layer : model->layers) share_orders(layer);
   return model;
 }
 

@@ -42,6 +42,12 @@ inline constexpr std::array<LinearKind, 7> kLinearKinds{{
 }};
 enum LinearIndex { kQ, kK, kV, kO, kGate, kUp, kDown };
 
+// Outputs and inputs of a kind of linear layer.
+struct LinearSize {
+  std::int64_t rows, columns;
+};
+LinearSize linear_size(const ModelConfig& config, std::size_t kind);
+
 struct Model {
   ModelConfig config;
   Matrix embedding;                           // [vocabulary, hidden]
@@ -84,5 +90,11 @@ std::string linear_tensor_name(std::size_t index);  // "blk.3.ffn_down.weight"
 // tensor: missing, wrong shape, a type that does not fit, scales that are not finite, tensors that
 // this architecture does not have (biases would silently change the function).
 Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& team);
+
+// The same in parts, for models larger than memory: everything but embedding, head and the linear
+// layers' weights; then those of one layer.
+Result<std::unique_ptr<Model>> load_frame(const gguf::File& file);
+Status load_layer(const gguf::File& file, ThreadTeam& team, std::size_t layer, Model& model);
+Status load_embedding(const gguf::File& file, Model& model);
 
 }  // namespace trimpot
