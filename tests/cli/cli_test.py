@@ -178,6 +178,29 @@ class Cli(unittest.TestCase):
                        says=["iq4.gguf: tensor blk.0.attn_q.weight: type IQ4_NL", "use a file"])
         self.trimpot("diff", path, "q4_0.gguf")
 
+    def test_fit_of_published_shapes(self):
+        out, _ = self.trimpot("fit", "--shape", "llama-65b", "--method", "peqa", "--bits", "4", "--json")
+        report = json.loads(out)
+        self.assertEqual(report["learnable"], 6799360)
+        self.assertEqual(report["base_bytes"], sum(item["bytes"] for item in report["storage"]))
+        out, _ = self.trimpot("fit", "--shape", "llama-65b", "--method", "peqa", "--bits", "4")
+        self.assertIn(b"33.45 GB", out)
+        self.assertIn(b"6.80 million learnable", out)
+        out, _ = self.trimpot("fit", "--shape", "llama-65b", "--table", "--json")
+        self.assertEqual([row["method"] for row in json.loads(out)],
+                         ["Full fine-tuning", "PEFT", "PEFT+PTQ", "PTQ+PEFT", "PEQA"])
+        out, _ = self.trimpot("fit", "--shape", "llama2-7b", "--method", "lora", "--lora-r", "8",
+                              "--target-modules", "q_proj,v_proj", "--json")
+        self.assertEqual(json.loads(out)["learnable"], 32 * 2 * 8 * 2 * 4096)
+        self.fails("fit", "--shape", "gpt-4", says="there are llama-7b")
+        self.fails("fit", "--shape", "llama-7b", "--method", "qeft", "--weak-columns", "5000", says="4096 columns")
+        self.fails("fit", "--shape", "llama-7b", "--group-size", "100", says="multiple of 32")
+        self.fails("fit", "-m", "toy.gguf", "--method", "qeft", says="--shape")
+        for args in ((), ("-m", "toy.gguf", "--shape", "llama-7b"), ("-m", "toy.gguf", "--bits", "4"),
+                     ("--shape", "llama-7b", "--precision", "f32"),
+                     ("--shape", "llama-7b", "--table", "--method", "qeft")):
+            self.trimpot("fit", *args, code=2)
+
     def test_bad_data(self):
         cases = {
             "broken.jsonl": ('{"prompt": "a", "completion": "b"}\n{"prompt": oops}\n', ":2"),
