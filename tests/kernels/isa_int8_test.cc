@@ -245,12 +245,16 @@ void check_scale_gradient(const Kernels& kernels, const MatrixFormat& format, st
   for (std::int64_t n = 16; n < rows; ++n)
     for (std::int64_t chunk = 0; chunk < view.chunks; ++chunk) {
       const std::int64_t g = chunk / view.group_chunks;
+      const std::int64_t end = std::min(columns, chunk * 32 + 32);
+      std::vector<double> levels;
+      for (std::int64_t j = chunk * 32; j < end; ++j)
+        levels.push_back(product_parts(weight, n, j).level - view.zero_point);
       const auto to = static_cast<std::size_t>(((n / 16 - 1) * view.groups + g) * 16 + n % 16);
       for (std::int64_t t = 0; t < tokens; ++t) {
         double product = 0, sum = 0;
-        for (std::int64_t j = chunk * 32; j < std::min(columns, chunk * 32 + 32); ++j) {
+        for (std::int64_t j = chunk * 32; j < end; ++j) {
           const double code = in.codes[t * in.view.blocks * 32 + j];
-          product += (product_parts(weight, n, j).level - view.zero_point) * code;
+          product += levels[j - chunk * 32] * code;
           sum += code;
         }
         const double factor = double{d_y[t * rows + n]} * in.scales[t * in.view.blocks + chunk];
