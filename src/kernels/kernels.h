@@ -62,7 +62,7 @@ struct Kernels {
                    std::int64_t depth, float* c, std::int64_t c_stride, bool add);
 
   // One tile as floats, [columns rounded up to 32][16], for multiply(); `raw` gives
-  // level(code) - zero_point, which is 0 where there are zeros or offsets.
+  // level(code) - zero_point: the codes themselves where there are zeros or offsets.
   void (*unpack_tile)(const MatrixView& weight, std::int64_t tile, bool raw, float* panel);
   // 32 columns of tiles [tile_begin, tile_end) with rows first, [16 * tiles][32], for dy * W.
   void (*unpack_columns)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,

@@ -13,7 +13,7 @@
 #include "kernels/ops.h"
 #include "kernels/ref/ops.h"
 #include "support/compare.h"
-#include "support/random_matrix.h"
+#include "support/random_groups.h"
 #include "support/reference.h"
 
 namespace trimpot {
@@ -62,7 +62,7 @@ ScaleGradients collect(Compute& compute, const Matrix& weight, const Activations
   scale_gradients(
       compute, weight, x, d_y, tokens,
       [&](std::int64_t begin, std::int64_t end, const float* scale, const float* offset) {
-        EXPECT_EQ(offset != nullptr, weight.has_offsets());
+        EXPECT_EQ(offset != nullptr, weight.has_shifts());
         for (std::int64_t tile = begin; tile < end; ++tile) {
           ++seen[static_cast<std::size_t>(tile)];
           for (std::int64_t row = tile * 16; row < std::min(tile * 16 + 16, weight.rows()); ++row)
@@ -86,37 +86,36 @@ class Production : public testing::TestWithParam<const Kernels*> {
 INSTANTIATE_TEST_SUITE_P(Isas, Production, testing::ValuesIn(usable_kernels()),
                          [](const auto& info) { return std::string(info.param->name); });
 
-void test_linear(Compute& compute, ElementType type, Shape shape, std::int64_t tokens,
-                 WorstError& used) {
-  const auto [rows, columns] = shape;
-  const std::string what = type_name(type) + " " + std::to_string(rows) + " x " +
-                           std::to_string(columns) + ", " + std::to_string(tokens) + " tokens";
-  SCOPED_TRACE(what);
-  const Matrix weight = random_matrix(type, rows, columns, 1);
+void test_linear(Compute& compute, const std::string& name, const Matrix& weight,
+                 std::int64_t tokens, WorstError& used) {
+  const std::int64_t rows = weight.rows(), columns = weight.columns();
+  SCOPED_TRACE(testing::Message() << name << ' ' << rows << " x " << columns << ", " << tokens
+                                  << " tokens");
   const auto w = reference_linear<double>(weight);
   RandomStream random(2, static_cast<std::uint64_t>(tokens));
   const auto x = random.normals(tokens * columns), d_y = random.normals(tokens * rows);
   const Activations in = activations(compute, x, columns);
   const auto magnitude =
       ref::linear_backward(absolute(w), absolute(widened(x)), absolute(widened(d_y)));
-  // The weight itself has one rounding, its product another.
+  // The weight itself has up to two roundings, its product another.
   std::vector<float> y(d_y.size());
   linear(compute, in, tokens, std::array<LinearOutput, 1>{{{&weight, y.data()}}});
   used.add(expect_close(y, ref::linear(w, widened(x)),
                         ref::linear(absolute(w), absolute(widened(x))),
-                        static_cast<double>(columns) + 2, "y"));
+                        static_cast<double>(columns) + 3, "y"));
 
   const auto want = ref::linear_backward(w, widened(x), widened(d_y));
   std::vector<float> d_x(x.size());
   linear_backward(compute, std::array<LinearGradient, 1>{{{&weight, d_y.data()}}}, tokens,
                   d_x.data());
-  used.add(expect_close(d_x, want.d_x, magnitude.d_x, static_cast<double>(rows) + 2, "d_x"));
+  used.add(expect_close(d_x, want.d_x, magnitude.d_x, static_cast<double>(rows) + 3, "d_x"));
 
   if (!weight.quantized()) return;
   const ScaleGradients got = collect(compute, weight, in, d_y.data(), tokens);
-  const double roundings = static_cast<double>(tokens) + 3;
+  const double roundings =
+      static_cast<double>(tokens) + 2 + static_cast<double>(weight.view().group_chunks);
   used.add(expect_close(got.d_scales, want.d_scales, magnitude.d_scales, roundings, "d_scale"));
-  if (weight.has_offsets())
+  if (weight.has_shifts())
     used.add(
         expect_close(got.d_offsets, want.d_offsets, magnitude.d_offsets, roundings, "d_offset"));
 }
@@ -126,18 +125,23 @@ void test_linear(Compute& compute, ElementType type, Shape shape, std::int64_t t
 TEST_P(Production, Linear) {
   WorstError used("tolerance_used");
   for (const std::int64_t tokens : kTokens) {
-    for (const ElementType type : kBlockTypes)
-      for (const Shape& shape : kBlockShapes) test_linear(compute_, type, shape, tokens, used);
+    for (const MatrixFormat& format : all_formats())
+      for (const auto& [rows, columns] : kBlockShapes) {
+        const std::int64_t fitting = format.column_unit == 1 ? columns - 11 : columns;
+        test_linear(compute_, format.name, format.make(rows, fitting, 1, false), tokens, used);
+      }
     for (const ElementType type : kDenseTypes)
-      for (const Shape& shape : kDenseShapes) test_linear(compute_, type, shape, tokens, used);
+      for (const auto& [rows, columns] : kDenseShapes)
+        test_linear(compute_, std::string(type_name(type)), random_matrix(type, rows, columns, 1),
+                    tokens, used);
   }
 }
 
 // More rows than backward_chunk's panel holds, so that it goes over the matrix in several blocks.
 TEST_P(Production, LinearBackwardOfManyRows) {
   WorstError used("tolerance_used");
-  test_linear(compute_, ElementType::kQ4_1, {1601, 32}, 3, used);
-  test_linear(compute_, ElementType::kF16, {3100, 3}, 2, used);
+  test_linear(compute_, "Q4_1", random_matrix(ElementType::kQ4_1, 1601, 32, 1), 3, used);
+  test_linear(compute_, "F16", random_matrix(ElementType::kF16, 3100, 3, 1), 2, used);
 }
 
 // Several matrices with one input; `add` on top of what is there.

@@ -4,7 +4,7 @@
 
 #include "kernels/kernels.h"
 #include "support/compare.h"
-#include "support/random_matrix.h"
+#include "support/random_groups.h"
 
 namespace trimpot {
 namespace {
@@ -116,6 +116,22 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 32}, {16, 64}, {40, 96}, {100, 160}};
 
+// Formats that allow it get columns that fill no chunk.
+std::int64_t fitting(const MatrixFormat& format, std::int64_t columns) {
+  return format.column_unit == 1 ? columns - 11 : columns;
+}
+
+// NF4's levels in int8 products: whole numbers times the f32 nearest to 1 / 112.03. Worked out
+// apart from the library's table.
+constexpr int kNf4Products[16] = {-112, -78, -59, -44, -32, -21, -10, 0,
+                                  9,    18,  28,  38,  49,  63,  81,  112};
+WeightParts product_parts(const Matrix& weight, std::int64_t row, std::int64_t column) {
+  WeightParts parts = weight_parts(weight, row, column);
+  if (weight.view().book == CodeBook::kNf4)
+    parts.level = kNf4Products[weight.code(row, column)] * double{1.0f / 112.03f};
+  return parts;
+}
+
 std::vector<float> linear(const Kernels& kernels, const Matrix& weight, const Rounded& x,
                           std::int64_t begin, std::int64_t end, bool add = false) {
   std::vector<float> y(static_cast<std::size_t>(x.tokens * weight.rows()), add ? 0.25f : 0.0f);
@@ -124,12 +140,13 @@ std::vector<float> linear(const Kernels& kernels, const Matrix& weight, const Ro
   return y;
 }
 
-// Every number of tokens up to 20 gives what one at a time gives, and what the scalar kernels give.
+// Every number of tokens gives what one at a time gives, and what the scalar kernels give.
 TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
-  for (const ElementType type : kBlockTypes)
-    for (const auto& [rows, columns] : kShapes)
+  for (const MatrixFormat& format : all_formats())
+    for (const Shape& shape : kShapes)
       for (const bool extreme : {false, true}) {
-        const Matrix weight = random_matrix(type, rows, columns, 1, extreme);
+        const std::int64_t rows = shape.rows, columns = fitting(format, shape.columns);
+        const Matrix weight = format.make(rows, columns, 1, extreme);
         const auto x = activations(20, columns, 2);
         const Rounded in(scalar(), x, columns);
         const auto want = linear(scalar(), weight, in, 0, 20);
@@ -137,12 +154,12 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
         for (std::int64_t t = 0; t < 20; ++t)
           GetParam()->linear_int8(weight.view(), in.view, t, t + 1, 0, weight.view().tiles,
                                   one_by_one.data(), rows, false);
-        ASSERT_TRUE(same_bits(one_by_one, want)) << type_name(type) << ' ' << rows;
-        for (std::int64_t tokens = 1; tokens <= 20; ++tokens) {
+        ASSERT_TRUE(same_bits(one_by_one, want)) << format.name << ' ' << rows;
+        for (const std::int64_t tokens : {1, 2, 3, 5, 6, 7, 8, 11, 14, 20}) {
           const auto got = linear(*GetParam(), weight, in, 0, tokens);
           const auto size = static_cast<std::size_t>(tokens * rows);
           ASSERT_TRUE(same_bits(std::span(got).first(size), std::span(want).first(size)))
-              << type_name(type) << ' ' << rows << ", " << tokens << " tokens";
+              << format.name << ' ' << rows << ", " << tokens << " tokens";
         }
         EXPECT_TRUE(same_bits(linear(*GetParam(), weight, in, 3, 20, true),
                               linear(scalar(), weight, in, 3, 20, true)));
@@ -152,8 +169,8 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
 // Any split into ranges of tiles and tokens: how the work falls to threads changes nothing, and
 // nothing outside of a range is written.
 TEST_P(IsaInt8, LinearGivesTheSameBitsForAnySplit) {
-  for (const ElementType type : kBlockTypes) {
-    const Matrix weight = random_matrix(type, 100, 64, 3);  // 7 tiles
+  for (const MatrixFormat& format : all_formats()) {
+    const Matrix weight = format.make(100, 64, 3, false);  // 7 tiles
     const Rounded in(scalar(), activations(11, 64, 4), 64);
     const auto whole = linear(*GetParam(), weight, in, 0, 11);
     std::vector<float> parts(whole.size(), -1.0f);
@@ -174,142 +191,161 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnySplit) {
     part(0, 11, 3, 4);
     part(0, 2, 4, 7);
     part(2, 11, 4, 7);
-    EXPECT_TRUE(same_bits(parts, whole)) << type_name(type);
+    EXPECT_TRUE(same_bits(parts, whole)) << format.name;
   }
 }
 
 // Against the definition in double, from the same int8 activations: per chunk the integer part is
-// exact, then two roundings for its factor and one or two to add it.
+// exact, then one rounding for a zero, up to three for the factor and one or two to add it.
 TEST_P(IsaInt8, LinearIsRight) {
   WorstError used("tolerance_used");
-  for (const ElementType type : kBlockTypes)
-    for (const auto& [rows, columns] : kShapes) {
-      const Matrix weight = random_matrix(type, rows, columns, 5);
+  for (const MatrixFormat& format : all_formats())
+    for (const Shape& shape : kShapes) {
+      const std::int64_t rows = shape.rows, columns = fitting(format, shape.columns);
+      const Matrix weight = format.make(rows, columns, 5, false);
       const Rounded in(*GetParam(), RandomStream(6).normals(9 * columns), columns);
       const auto got = linear(*GetParam(), weight, in, 0, 9);
       std::vector<double> want(got.size()), magnitude(got.size());
-      for (std::int64_t t = 0; t < 9; ++t)
-        for (std::int64_t n = 0; n < rows; ++n)
-          for (std::int64_t j = 0; j < columns; ++j) {
-            const std::size_t group = weight.scale_index(n, j / 32);
-            const double scale = f16_to_f32(weight.scales()[group]);
-            const double offset = weight.has_offsets() ? f16_to_f32(weight.offsets()[group]) : 0.0f;
-            const double code = weight.code(n, j) - weight.view().zero_point;
+      for (std::int64_t n = 0; n < rows; ++n)
+        for (std::int64_t j = 0; j < columns; ++j) {
+          const WeightParts w = product_parts(weight, n, j);
+          const double size =
+              std::fabs(w.scale) * (std::fabs(w.level) + std::fabs(w.zero)) + std::fabs(w.offset);
+          for (std::int64_t t = 0; t < 9; ++t) {
             const double x = double{in.scales[t * in.view.blocks + j / 32]} *
                              in.codes[t * in.view.blocks * 32 + j];
-            want[t * rows + n] += (scale * code + offset) * x;
-            magnitude[t * rows + n] += (std::fabs(scale * code) + std::fabs(offset)) * std::fabs(x);
-          }
-      const double chunks = static_cast<double>(columns) / 32;
-      used.add(expect_close(got, want, magnitude, 2 * chunks + 4, type_name(type)));
-    }
-}
-
-// The gradient of scales and offsets against exact sums from the same int8 activations. A group's
-// sum has one term per token (its integer part is exact), two roundings in the factor; the blocks
-// of 128 tokens are added up on top.
-TEST_P(IsaInt8, ScaleGradient) {
-  WorstError used("tolerance_used");
-  for (const ElementType type : kBlockTypes)
-    for (const std::int64_t tokens : {1, 2, 3, 4, 7, 128, 130, 300}) {
-      const std::int64_t rows = 40, columns = 96;
-      const Matrix weight = random_matrix(type, rows, columns, 7);
-      RandomStream random(8, static_cast<std::uint64_t>(tokens));
-      const Rounded in(*GetParam(), random.normals(tokens * columns), columns);
-      const auto d_y = random.normals(tokens * rows);
-      // Tiles 1 and 2 only, on top of what is there.
-      const std::int64_t groups = 3;
-      const std::size_t size = 2 * groups * 16;
-      std::vector<float> d_scale(size, 0.5f), d_offset(size, -0.5f), scratch(128 * 32);
-      float* offsets = weight.has_offsets() ? d_offset.data() : nullptr;
-      GetParam()->scale_gradient_int8(weight.view(), in.view, d_y.data(), rows, tokens, 1, 3,
-                                      d_scale.data(), offsets, scratch.data());
-      std::vector<double> want_scale(size, 0.5), want_offset(size, -0.5);
-      std::vector<double> scale_terms(size, 0.5), offset_terms(size, 0.5);
-      for (std::int64_t n = 16; n < rows; ++n)
-        for (std::int64_t g = 0; g < groups; ++g) {
-          const auto to = static_cast<std::size_t>(((n / 16 - 1) * groups + g) * 16 + n % 16);
-          for (std::int64_t t = 0; t < tokens; ++t) {
-            std::int64_t product = 0, sum = 0;
-            for (std::int64_t j = g * 32; j < g * 32 + 32; ++j) {
-              const std::int64_t code = in.codes[t * columns + j];
-              product += (weight.code(n, j) - weight.view().zero_point) * code;
-              sum += code;
-            }
-            const double factor = double{d_y[t * rows + n]} * in.scales[t * groups + g];
-            want_scale[to] += factor * static_cast<double>(product);
-            want_offset[to] += factor * static_cast<double>(sum);
-            scale_terms[to] += std::fabs(factor * static_cast<double>(product));
-            offset_terms[to] += std::fabs(factor * static_cast<double>(sum));
+            want[t * rows + n] += w.value() * x;
+            magnitude[t * rows + n] += size * std::fabs(x);
           }
         }
-      const double roundings = static_cast<double>(tokens) + 6;
-      used.add(expect_close(d_scale, want_scale, scale_terms, roundings, type_name(type)));
-      if (offsets != nullptr)
-        used.add(expect_close(d_offset, want_offset, offset_terms, roundings, type_name(type)));
-      else
-        EXPECT_TRUE(same_bits(d_offset, std::vector<float>(size, -0.5f)));
-
-      std::vector<float> s_scale(size, 0.5f), s_offset(size, -0.5f);
-      scalar().scale_gradient_int8(weight.view(), in.view, d_y.data(), rows, tokens, 1, 3,
-                                   s_scale.data(), offsets ? s_offset.data() : nullptr,
-                                   scratch.data());
-      EXPECT_TRUE(same_bits(d_scale, s_scale)) << type_name(type) << ' ' << tokens;
-      EXPECT_TRUE(same_bits(d_offset, s_offset)) << type_name(type) << ' ' << tokens;
+      const auto chunks = static_cast<double>(in.view.blocks);
+      used.add(expect_close(got, want, magnitude, 2 * chunks + 5, format.name));
     }
 }
 
-// Codes as floats against dequantize_row. Scale times code is exact in f32 (11 + 8 bits), so the
-// fused and the plain form of scale * code + offset round once and agree to the bit.
-TEST_P(IsaInt8, Unpack) {
-  const auto check = [&](ElementType type, std::int64_t rows, std::int64_t columns) {
-    SCOPED_TRACE(testing::Message() << type_name(type) << ' ' << rows << " x " << columns);
-    const Matrix weight = random_matrix(type, rows, columns, 9);
-    const MatrixView& view = weight.view();
-    const std::int64_t padded = (columns + 31) / 32 * 32;
-    std::vector<float> plain(static_cast<std::size_t>(view.tiles * 16 * padded));
-    std::vector<float> raw = plain, row(static_cast<std::size_t>(columns));
-    for (std::int64_t n = 0; n < rows; ++n) {
-      weight.dequantize_row(n, row.data());
-      std::copy(row.begin(), row.end(), plain.begin() + n * padded);
-      for (std::int64_t j = 0; j < columns; ++j)
-        raw[n * padded + j] =
-            weight.quantized() ? static_cast<float>(weight.code(n, j) - view.zero_point) : row[j];
-    }
-    for (const bool want_raw : {false, true}) {
-      const std::vector<float>& want = want_raw ? raw : plain;
-      for (std::int64_t tile = 0; tile < view.tiles; ++tile) {
-        std::vector<float> panel(static_cast<std::size_t>(padded * 16));
-        GetParam()->unpack_tile(view, tile, want_raw, panel.data());
-        for (std::int64_t j = 0; j < columns; ++j)
-          for (std::int64_t r = 0; r < std::min<std::int64_t>(16, rows - tile * 16); ++r)
-            ASSERT_EQ(panel[j * 16 + r], want[(tile * 16 + r) * padded + j]) << r << ' ' << j;
+// The gradient of scales, zeros and offsets against exact sums from the same int8 activations. A
+// chunk's sum has one term per token (its integer part is exact), two roundings in the factor; the
+// blocks of 128 tokens and the chunks of a group are added up on top.
+void check_scale_gradient(const Kernels& kernels, const MatrixFormat& format, std::int64_t tokens,
+                          WorstError& used) {
+  const std::int64_t rows = 40, columns = fitting(format, 96);
+  const Matrix weight = format.make(rows, columns, 7, false);
+  const MatrixView& view = weight.view();
+  RandomStream random(8, static_cast<std::uint64_t>(tokens));
+  const Rounded in(kernels, random.normals(tokens * columns), columns);
+  const auto d_y = random.normals(tokens * rows);
+  // Tiles 1 and 2 only, on top of what is there.
+  const auto size = static_cast<std::size_t>(2 * view.groups * 16);
+  std::vector<float> d_scale(size, 0.5f), d_offset(size, -0.5f), scratch(128 * 32);
+  float* offsets = view.has_shifts() ? d_offset.data() : nullptr;
+  kernels.scale_gradient_int8(view, in.view, d_y.data(), rows, tokens, 1, 3, d_scale.data(),
+                              offsets, scratch.data());
+  std::vector<double> want_scale(size, 0.5), want_offset(size, -0.5);
+  std::vector<double> scale_terms(size, 0.5), offset_terms(size, 0.5);
+  for (std::int64_t n = 16; n < rows; ++n)
+    for (std::int64_t chunk = 0; chunk < view.chunks; ++chunk) {
+      const std::int64_t g = chunk / view.group_chunks;
+      const std::int64_t end = std::min(columns, chunk * 32 + 32);
+      std::vector<double> levels;
+      for (std::int64_t j = chunk * 32; j < end; ++j)
+        levels.push_back(product_parts(weight, n, j).level - view.zero_point);
+      const auto to = static_cast<std::size_t>(((n / 16 - 1) * view.groups + g) * 16 + n % 16);
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        double product = 0, sum = 0;
+        for (std::int64_t j = chunk * 32; j < end; ++j) {
+          const double code = in.codes[t * in.view.blocks * 32 + j];
+          product += levels[j - chunk * 32] * code;
+          sum += code;
+        }
+        const double factor = double{d_y[t * rows + n]} * in.scales[t * in.view.blocks + chunk];
+        want_scale[to] += factor * product;
+        want_offset[to] += factor * sum;
+        scale_terms[to] += std::fabs(factor * product);
+        offset_terms[to] += std::fabs(factor * sum);
       }
-      for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
-        std::vector<float> panel(static_cast<std::size_t>(view.tiles * 16 * 32));
-        GetParam()->unpack_columns(view, chunk, 0, view.tiles, want_raw, panel.data());
-        for (std::int64_t n = 0; n < rows; ++n)
-          for (std::int64_t j = 0; j < 32; ++j)
-            ASSERT_EQ(panel[n * 32 + j], want[n * padded + chunk * 32 + j]) << n << ' ' << j;
-      }
     }
-    if (!GetParam()->bf16_backward) return;
-    for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
-      std::vector<bf16> pairs(static_cast<std::size_t>(view.tiles * 16 * 32));
-      GetParam()->unpack_columns_bf16(view, chunk, 0, view.tiles, pairs.data());
-      for (std::int64_t n = 0; n < rows; ++n)
-        for (std::int64_t j = 0; j < 32; ++j)
-          ASSERT_EQ(pairs[(n / 2 * 32 + j) * 2 + n % 2],
-                    f32_to_bf16(plain[n * padded + chunk * 32 + j]));
-    }
-  };
-  for (const ElementType type : kBlockTypes)
-    for (const auto& [rows, columns] : kShapes) check(type, rows, columns);
-  for (const ElementType type : kDenseTypes) {
-    check(type, 7, 33);
-    check(type, 40, 20);
-    check(type, 33, 64);
+  const double roundings = static_cast<double>(tokens) + 7 + 3 * static_cast<double>(view.chunks);
+  used.add(expect_close(d_scale, want_scale, scale_terms, roundings, format.name));
+  if (offsets != nullptr)
+    used.add(expect_close(d_offset, want_offset, offset_terms, roundings, format.name));
+  else
+    EXPECT_TRUE(same_bits(d_offset, std::vector<float>(size, -0.5f)));
+
+  std::vector<float> s_scale(size, 0.5f), s_offset(size, -0.5f);
+  scalar().scale_gradient_int8(view, in.view, d_y.data(), rows, tokens, 1, 3, s_scale.data(),
+                               offsets ? s_offset.data() : nullptr, scratch.data());
+  EXPECT_TRUE(same_bits(d_scale, s_scale)) << format.name << ' ' << tokens;
+  EXPECT_TRUE(same_bits(d_offset, s_offset)) << format.name << ' ' << tokens;
+}
+
+TEST_P(IsaInt8, ScaleGradient) {
+  WorstError used("tolerance_used");
+  for (const MatrixFormat& format : all_formats())
+    for (const std::int64_t tokens : {1, 2, 3, 4, 7, 128, 130, 300})
+      check_scale_gradient(*GetParam(), format, tokens, used);
+}
+
+// Codes as floats against dequantize_row. With offsets, scale times code is exact in f32 (11 + 8
+// bits), so the fused and the plain form of scale * code + offset round once and agree to the bit;
+// without, the sum with 0 rounds nothing.
+void check_unpacking(const Kernels& kernels, const Matrix& weight) {
+  const MatrixView& view = weight.view();
+  const std::int64_t rows = view.rows, columns = view.columns;
+  const std::int64_t padded = (columns + 31) / 32 * 32;
+  std::vector<float> plain(static_cast<std::size_t>(view.tiles * 16 * padded));
+  std::vector<float> raw = plain, row(static_cast<std::size_t>(columns));
+  for (std::int64_t n = 0; n < rows; ++n) {
+    weight.dequantize_row(n, row.data());
+    std::copy(row.begin(), row.end(), plain.begin() + n * padded);
+    for (std::int64_t j = 0; j < columns; ++j)
+      raw[n * padded + j] =
+          weight.quantized()
+              ? static_cast<float>(weight_parts(weight, n, j).level - view.zero_point)
+              : row[j];
   }
+  for (const bool want_raw : {false, true}) {
+    const std::vector<float>& want = want_raw ? raw : plain;
+    for (std::int64_t tile = 0; tile < view.tiles; ++tile) {
+      std::vector<float> panel(static_cast<std::size_t>(padded * 16));
+      kernels.unpack_tile(view, tile, want_raw, panel.data());
+      for (std::int64_t j = 0; j < columns; ++j)
+        for (std::int64_t r = 0; r < std::min<std::int64_t>(16, rows - tile * 16); ++r)
+          ASSERT_EQ(panel[j * 16 + r], want[(tile * 16 + r) * padded + j]) << r << ' ' << j;
+    }
+    for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
+      std::vector<float> panel(static_cast<std::size_t>(view.tiles * 16 * 32));
+      kernels.unpack_columns(view, chunk, 0, view.tiles, want_raw, panel.data());
+      // Padding of dense matrices is 0, that of codes is not looked at.
+      const std::int64_t count =
+          weight.quantized() ? std::min<std::int64_t>(32, columns - chunk * 32) : 32;
+      for (std::int64_t n = 0; n < rows; ++n)
+        for (std::int64_t j = 0; j < count; ++j)
+          ASSERT_EQ(panel[n * 32 + j], want[n * padded + chunk * 32 + j]) << n << ' ' << j;
+    }
+  }
+  if (!kernels.bf16_backward) return;
+  for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
+    std::vector<bf16> pairs(static_cast<std::size_t>(view.tiles * 16 * 32));
+    kernels.unpack_columns_bf16(view, chunk, 0, view.tiles, pairs.data());
+    for (std::int64_t n = 0; n < rows; ++n)
+      for (std::int64_t j = 0; j < std::min<std::int64_t>(32, columns - chunk * 32); ++j)
+        ASSERT_EQ(bf16_to_f32(pairs[(n / 2 * 32 + j) * 2 + n % 2]),
+                  bf16_to_f32(f32_to_bf16(plain[n * padded + chunk * 32 + j])));
+  }
+}
+
+TEST_P(IsaInt8, Unpack) {
+  for (const MatrixFormat& format : all_formats())
+    for (const Shape& shape : kShapes) {
+      const std::int64_t columns = fitting(format, shape.columns);
+      SCOPED_TRACE(testing::Message() << format.name << ' ' << shape.rows << " x " << columns);
+      check_unpacking(*GetParam(), format.make(shape.rows, columns, 9, false));
+    }
+  for (const ElementType type : kDenseTypes)
+    for (const auto& [rows, columns] : {Shape{7, 33}, Shape{40, 20}, Shape{33, 64}}) {
+      SCOPED_TRACE(testing::Message() << type_name(type) << ' ' << rows << " x " << columns);
+      check_unpacking(*GetParam(), random_matrix(type, rows, columns, 9));
+    }
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "kernels/ref/model.h"
 #include "model/weights.h"
+#include "support/random_groups.h"
 
 namespace trimpot {
 
@@ -27,12 +28,12 @@ ref::Linear<T> reference_linear(const Matrix& matrix) {
   out.group_size = matrix.view().group_chunks * kChunkColumns;
   for (std::int64_t n = 0; n < out.rows; ++n) {
     for (std::int64_t j = 0; j < out.columns; ++j)
-      out.codes.push_back(matrix.code(n, j) - matrix.view().zero_point);
+      out.codes.push_back(weight_parts(matrix, n, j).level - matrix.view().zero_point);
     for (std::int64_t g = 0; g < matrix.groups(); ++g) {
-      const std::size_t index = matrix.scale_index(n, g);
-      out.scales.push_back(T(double{f16_to_f32(matrix.scales()[index])}));
-      if (matrix.has_offsets())
-        out.offsets.push_back(T(double{f16_to_f32(matrix.offsets()[index])}));
+      const WeightParts w = weight_parts(matrix, n, g * out.group_size);
+      out.scales.push_back(T(w.scale));
+      if (matrix.has_offsets()) out.offsets.push_back(T(w.offset));
+      if (matrix.has_zeros()) out.offsets.push_back(T(-w.scale * w.zero));
     }
   }
   return out;
