@@ -59,6 +59,9 @@ TEST(Columns, GlobalChoiceIsAlgorithmOne) {
   // A factor of one layer's Hessian is irrelevant.
   for (double& value : diagonals[2]) value *= 100;
   EXPECT_EQ(*global_columns(diagonals, 2), (std::vector<std::int32_t>{0, 1}));
+  // Column 1 has the largest sum of all, but no layer's vote.
+  const std::vector<std::vector<double>> second = {{10, 9, 0, 0}, {0, 9, 10, 0}, {0, 9, 0, 10}};
+  EXPECT_EQ(*global_columns(second, 1), (std::vector<std::int32_t>{0}));
   EXPECT_FALSE(global_columns(diagonals, 5));
   EXPECT_FALSE(global_columns({}, 1));
   diagonals.push_back({1, 2});

@@ -56,7 +56,7 @@ def main():
     show("kAbsmaxCodes", "unsigned char", absmax_codes.tolist(), str)
     show("kAbsmaxScales", "float", absmax_scales.tolist(), lambda x: x.hex() + "f")
     print(f"constexpr float kOffset = {state.offset.item().hex()}f;")
-    show("kDynamicMap", "float", code.tolist(), lambda x: f"{x:.9g}".replace("e-0", "e-") + ("f" if "." in f"{x:.9g}" else ".0f"))
+    show("kDynamicMap", "float", code.tolist(), lambda x: x.hex() + "f")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class OptqCases : public testing::TestWithParam<Case> {};
 
 // Same codes as the textbook but where a weight lies within 0.2 % of a step of the middle between
 // two (f32 against f64 moves weights by about 1e-5 of a step); such a row then goes its own way, so
-// rows are compared whole and a few may differ.
+// rows are compared whole and one may differ (with AVX-512 none does).
 TEST_P(OptqCases, AgreesWithTheTextbook) {
   const Case& c = GetParam();
   const std::int64_t n = c.columns, robust = n - c.weak;
@@ -193,7 +193,7 @@ TEST_P(OptqCases, AgreesWithTheTextbook) {
     for (std::int64_t j = robust; same && j < n; ++j)
       EXPECT_NEAR(static_cast<double>(w[r * n + j]), want.w[r * n + j], 2e-5) << r << ", " << j;
   }
-  EXPECT_LE(other_rows, c.rows / 4) << want.near_ties << " near ties";
+  EXPECT_LE(other_rows, 1) << want.near_ties << " near ties";
 
   // And better than rounding each weight by itself, weak columns left as they are.
   std::vector<double> rounded(original.begin(), original.end());
