@@ -20,6 +20,7 @@ void add_eval(CLI::App& app, Action& action);
 void add_fit(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
 void add_merge(CLI::App& app, Action& action);
+void add_quantize(CLI::App& app, Action& action);
 void add_run(CLI::App& app, Action& action);
 void add_tune(CLI::App& app, Action& action);
 

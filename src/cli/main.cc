@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "trimpot 0.1.0");
   trimpot::cli::Action action;
   trimpot::cli::add_inspect(app, action);
+  trimpot::cli::add_quantize(app, action);
   trimpot::cli::add_run(app, action);
   trimpot::cli::add_chat(app, action);
   trimpot::cli::add_tune(app, action);

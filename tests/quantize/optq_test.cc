@@ -91,7 +91,7 @@ struct Textbook {
 Textbook textbook(std::vector<float> weights, std::int64_t rows, const std::vector<float>& h,
                   std::int64_t n, std::int64_t weak, double damping,
                   std::span<const std::int32_t> order, const Scheme& scheme,
-                  const Parameters* given) {
+                  const GroupParameters* given) {
   const std::int64_t robust = n - weak, each = scheme.group_columns(robust);
   const std::int64_t groups = scheme.groups(robust);
   const double top = (1 << scheme.bits) - 1;
@@ -171,7 +171,7 @@ TEST_P(OptqCases, AgreesWithTheTextbook) {
   const auto factor = InverseFactor::prepare(compute, h, n, {0.01, c.weak, c.act_order});
   ASSERT_TRUE(factor) << factor.error().message;
   const WeightView view{original.data(), c.rows, robust, n};
-  Parameters given;
+  GroupParameters given;
   if (c.grid) given = *grid_parameters(compute.team, view, scheme);
   if (c.act_order && !c.grid) given = *min_max_parameters(compute.team, view, scheme);
   std::vector<float> w = original;
@@ -322,7 +322,7 @@ TEST(Optq, RefusesWeightsThatAreNotFiniteAndParametersOfAnotherShape) {
   Compute compute(best_kernels(), Precision::kF32, 2);
   const auto factor = InverseFactor::prepare(compute, random_hessian(64, 34), 64, {});
   std::vector<float> w(40 * 64, 1.0f);
-  Parameters given = *min_max_parameters(compute.team, whole(w, 40, 64), Scheme{4, 32});
+  GroupParameters given = *min_max_parameters(compute.team, whole(w, 40, 64), Scheme{4, 32});
   EXPECT_FALSE(optq(compute, *factor, 39, w.data(), given));
   EXPECT_FALSE(optq(compute, *factor, 40, w.data(), Scheme{4, 33}));
   w[35 * 64 + 1] = std::numeric_limits<float>::quiet_NaN();
