@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "io/safetensors/safetensors.h"
+#include "eval/diff.h"
 #include "io/test_files.h"
 #include "support/compare.h"
 #include "tune/adapter.h"
@@ -129,6 +129,7 @@ TEST_F(Parts, BasePlusAdapterIsTheTunedModel) {
       EXPECT_TRUE(
           same_bits(logits(*fresh(*file), Precision::kF32), logits(*tuned, Precision::kF32)));
       EXPECT_EQ(fingerprint(*file).codes, fingerprint(base.file).codes);
+      EXPECT_EQ(diff_files(base.file, *file).only_scales_and_offsets(), kind != Kind::kWeak);
       const std::string before = read_file(path("base.gguf")), after = read_file(out);
       ASSERT_EQ(before.size(), after.size());
       EXPECT_EQ(before.substr(0, base.file.data_offset()),
@@ -177,6 +178,25 @@ TEST_F(Parts, TensorsAreInTheOriginalOrder) {
     const Matrix& other = plain.model->linear(index).weak;
     EXPECT_EQ(f16_to_f32(std::as_const(other).dense_f16()[other.dense_index((*rows)[row], at)]),
               2 * f16_to_f32(old));
+  }
+}
+
+// The same of scales and zero-points: row r of the adapter is the original's row r.
+TEST_F(Parts, ScalesAreInTheOriginalOrder) {
+  const ToyModel base = load(own_file(dense_toy(), {kZeros, 5, 1, 3, {}}), "base.gguf");
+  const auto tuned = fresh(base.file);
+  tune(Kind::kBoth, base.file, *tuned, path("a.safetensors"));
+  const auto adapter =
+      read_adapter(path("a.safetensors"), {"", fingerprint(base.file)}, *base.model);
+  ASSERT_TRUE(adapter) << adapter.error().message;
+  for (const std::size_t index : {std::size_t{kO}, std::size_t{kDown}, std::size_t{kUp} + 7}) {
+    const Matrix& matrix = tuned->linear(index).weight;
+    const ColumnOrder rows = linear_axes(*tuned, index).rows;
+    for (std::int64_t row = 0; row < matrix.rows(); ++row) {
+      const auto at = static_cast<std::size_t>((*rows)[row] * matrix.groups() + 1);
+      EXPECT_EQ(adapter->layers[index].scale[at], matrix.scales()[matrix.scale_index(row, 1)]);
+      EXPECT_EQ(adapter->layers[index].zero[at], matrix.zeros()[matrix.scale_index(row, 1)]);
+    }
   }
 }
 
