@@ -69,13 +69,27 @@ float element(ElementType type, const std::byte* at) {
   return type == ElementType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
+enum class Holds { kBlocks, kCodes, kScales, kOffsets, kDense };
+
+// What a tensor holds; in our own files (model/stored.h) its name says it.
+Holds holds(std::string_view name, ElementType type) {
+  if (element_type_info(type).block_elements > 1) return Holds::kBlocks;
+  for (const char* suffix : {".codes", ".absmax"})
+    if (name.ends_with(suffix)) return Holds::kCodes;
+  for (const char* suffix : {".scales", ".absmax_scales"})
+    if (name.ends_with(suffix)) return Holds::kScales;
+  for (const char* suffix : {".zeros", ".offsets", ".absmax_offset"})
+    if (name.ends_with(suffix)) return Holds::kOffsets;
+  return Holds::kDense;
+}
+
 // Compares the blocks or elements of a tensor that has one type and shape in both files.
 class TensorComparison {
  public:
   TensorComparison(std::string name, ElementType type)
       : format_(block_format(type)),
         unit_(static_cast<std::size_t>(element_type_info(type).block_bytes)),
-        is_block_(element_type_info(type).block_elements > 1),
+        holds_(holds(name, type)),
         computable_(element_type_info(type).computable) {
     result_.name = std::move(name);
     result_.type = type;
@@ -95,7 +109,7 @@ class TensorComparison {
         add_block(a.data() + at, b.data() + at);
       } else {
         const std::uint64_t differing = differing_bytes(a.data() + at, b.data() + at, unit_);
-        (is_block_ ? result_.code_bytes : result_.dense_bytes) += differing;
+        bytes() += differing;
         if (!computable_) continue;  // what the bytes mean is not known here
         scales_.add(element(result_.type, a.data() + at), element(result_.type, b.data() + at),
                     differing > 0);
@@ -105,12 +119,26 @@ class TensorComparison {
 
   TensorDifference result() const {
     TensorDifference result = result_;
-    (format_.bits > 0 ? result.scales : result.dense) = scales_.result();
+    (format_.bits > 0 || holds_ == Holds::kScales ? result.scales
+     : holds_ == Holds::kOffsets                  ? result.offsets
+                                                  : result.dense) = scales_.result();
     if (format_.bits > 0 && format_.offset_offset >= 0) result.offsets = offsets_.result();
     return result;
   }
 
  private:
+  std::uint64_t& bytes() {
+    switch (holds_) {
+      case Holds::kScales:
+        return result_.scale_bytes;
+      case Holds::kOffsets:
+        return result_.offset_bytes;
+      case Holds::kDense:
+        return result_.dense_bytes;
+      default:
+        return result_.code_bytes;
+    }
+  }
   void add_number(const std::byte* a, const std::byte* b, int at, std::uint64_t& bytes,
                   Changes& changes) {
     const f16 old = block_f16(a, at), now = block_f16(b, at);
@@ -130,9 +158,10 @@ class TensorComparison {
 
   BlockFormat format_;
   std::size_t unit_;
-  bool is_block_, computable_;
+  Holds holds_;
+  bool computable_;
   TensorDifference result_;
-  Changes scales_;  // or, without blocks, the elements
+  Changes scales_;  // or, without blocks, the elements of whatever the tensor holds
   Changes offsets_;
 };
 

@@ -155,6 +155,19 @@ LinearAxes linear_axes(const Model& model, std::size_t index) {
   }
 }
 
+std::vector<std::int32_t> weak_channels(const Model& model, std::size_t index) {
+  const Linear& linear = model.linear(index);
+  const ColumnOrder axis = linear_axes(model, index).columns;
+  std::vector<std::int32_t> channels;
+  for (std::int64_t i = 0; i < linear.weak.columns(); ++i) {
+    const std::int32_t position = linear.weak_columns
+                                      ? (*linear.weak_columns)[static_cast<std::size_t>(i)]
+                                      : static_cast<std::int32_t>(linear.weight.columns() + i);
+    channels.push_back(axis ? (*axis)[static_cast<std::size_t>(position)] : position);
+  }
+  return channels;
+}
+
 std::size_t Model::weight_bytes() const {
   std::size_t bytes = embedding.bytes() + head.bytes();
   for (std::size_t index = 0; index < linear_count(); ++index) bytes += linear(index).bytes();

@@ -82,6 +82,8 @@ struct LinearAxes {
   ColumnOrder rows, columns;
 };
 LinearAxes linear_axes(const Model& model, std::size_t index);
+// Original channels of a layer's weak columns, in the order in which they are stored.
+std::vector<std::int32_t> weak_channels(const Model& model, std::size_t index);
 
 std::string linear_name(std::size_t index);         // "blk.3.ffn_down"
 std::string linear_tensor_name(std::size_t index);  // "blk.3.ffn_down.weight"

@@ -3,13 +3,13 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <cstring>
 #include <unordered_map>
 
 #include "format/ggml_blocks.h"
-#include "io/gguf/patch.h"
 #include "io/safetensors/safetensors.h"
-#include "tune/scales.h"
 
 namespace trimpot {
 namespace {
@@ -63,13 +63,24 @@ void add_codes(Hasher& hasher, const gguf::TensorInfo& tensor, std::span<const s
   hasher.add(gathered.data(), filled);
 }
 
-// Whether a GGUF tensor is one of the linear layers: blk.<n>.<suffix>.weight.
-bool is_linear(std::string_view name) {
-  if (!name.starts_with("blk.") || !name.ends_with(".weight")) return false;
+// Whether a GGUF tensor is `suffix` of one of the linear layers: blk.<n>.<module><suffix>.
+bool is_linear(std::string_view name, std::string_view suffix) {
+  if (!name.starts_with("blk.") || !name.ends_with(suffix)) return false;
   const std::size_t dot = name.find('.', 4);
-  const std::string_view suffix = name.substr(dot + 1, name.size() - dot - 1 - 7);
+  if (dot == std::string_view::npos || dot + 1 + suffix.size() > name.size()) return false;
+  const std::string_view module = name.substr(dot + 1, name.size() - dot - 1 - suffix.size());
   return std::any_of(kLinearKinds.begin(), kLinearKinds.end(),
-                     [&](const LinearKind& kind) { return kind.gguf_suffix == suffix; });
+                     [&](const LinearKind& kind) { return kind.gguf_suffix == module; });
+}
+
+// Whether every byte of a tensor of our own files says what the codes are and where they belong.
+bool is_codes(std::string_view name) {
+  if (name == "residual_order" || (name.starts_with("blk.") && name.ends_with(".ffn_order")))
+    return true;
+  for (const char* suffix :
+       {".codes", ".weak_columns", ".absmax", ".absmax_scales", ".absmax_offset"})
+    if (is_linear(name, suffix)) return true;
+  return false;
 }
 
 std::vector<const gguf::TensorInfo*> sorted_tensors(const gguf::File& file) {
@@ -80,10 +91,163 @@ std::vector<const gguf::TensorInfo*> sorted_tensors(const gguf::File& file) {
   return tensors;
 }
 
-std::unordered_map<std::string, std::size_t> linear_index(const Model& model) {
-  std::unordered_map<std::string, std::size_t> index;
-  for (std::size_t i = 0; i < model.linear_count(); ++i) index[linear_tensor_name(i)] = i;
-  return index;
+// The adapter's tensors, one after another, into its layers.
+class AdapterReader {
+ public:
+  AdapterReader(const safetensors::File& file, const Model& model, Adapter& adapter)
+      : file_(file), model_(model), adapter_(adapter) {
+    for (std::size_t i = 0; i < model.linear_count(); ++i) index_[linear_tensor_name(i)] = i;
+    adapter_.layers.resize(model.linear_count());
+  }
+
+  Status read_all() {
+    for (const safetensors::TensorInfo& tensor : file_.tensors()) TRIMPOT_TRY_VOID(read(tensor));
+    for (std::size_t index = 0; index < adapter_.layers.size(); ++index) {
+      const AdapterPart& part = adapter_.layers[index];
+      if (part.weak_columns.empty() != part.weak.empty() ||
+          part.lora_a.empty() != part.lora_b.empty())
+        return fail("{}: {} has {} without {}", file_.path(), linear_tensor_name(index),
+                    !part.weak.empty()           ? ".weak"
+                    : !part.weak_columns.empty() ? ".weak_columns"
+                    : !part.lora_a.empty()       ? ".lora_a"
+                                                 : ".lora_b",
+                    !part.weak.empty()           ? ".weak_columns"
+                    : !part.weak_columns.empty() ? ".weak"
+                    : !part.lora_a.empty()       ? ".lora_b"
+                                                 : ".lora_a");
+    }
+    return {};
+  }
+
+ private:
+  using Info = safetensors::TensorInfo;
+
+  Status read(const Info& tensor) {
+    const std::size_t dot = tensor.name.rfind('.');
+    const std::string kind = dot == std::string::npos ? "" : tensor.name.substr(dot + 1);
+    const auto found = index_.find(tensor.name.substr(0, dot));
+    if (found != index_.end()) {
+      const Linear& linear = model_.linear(found->second);
+      AdapterPart& part = adapter_.layers[found->second];
+      if (kind == "scale") return read_groups(tensor, linear.weight, true, part.scale);
+      if (kind == "zero")
+        return read_groups(tensor, linear.weight, linear.weight.has_shifts(), part.zero);
+      if (kind == "weak") return read_floats(tensor, linear.rows(), 0, part.weak);
+      if (kind == "weak_columns") return read_channels(tensor, linear, part.weak_columns);
+      if (kind == "lora_a") {
+        if (adapter_.pooled && (!linear.weight.quantized() || linear.weak.rows() > 0))
+          return fail("{}: tensor {} sees sums over groups of codes, and the base has none there",
+                      file_.path(), tensor.name);
+        return read_floats(tensor, 0, adapter_.pooled ? linear.weight.groups() : linear.columns,
+                           part.lora_a);
+      }
+      if (kind == "lora_b") return read_floats(tensor, linear.rows(), 0, part.lora_b);
+    }
+    return fail("{}: tensor {} belongs to no part of this model that can be tuned", file_.path(),
+                tensor.name);
+  }
+
+  Status read_groups(const Info& tensor, const Matrix& matrix, bool may, std::vector<f16>& out) {
+    if (!matrix.quantized() || !may ||
+        !fits(tensor, "F16", static_cast<std::uint64_t>(matrix.rows()),
+              static_cast<std::uint64_t>(matrix.groups())))
+      return fail("{}: tensor {} does not fit the base, which has {} rows of {} groups{}",
+                  file_.path(), tensor.name, matrix.rows(), matrix.groups(),
+                  may ? "" : " and fixed zero-points");
+    copy(tensor, out);
+    return {};
+  }
+
+  // A matrix of which rows or columns are given, and the other one (0) is k or the rank: the same
+  // in both tensors of a layer.
+  Status read_floats(const Info& tensor, std::int64_t rows, std::int64_t columns,
+                     std::vector<float>& out) {
+    const auto want_rows = static_cast<std::uint64_t>(rows);
+    const auto want_columns = static_cast<std::uint64_t>(columns);
+    const bool is_matrix = tensor.shape.size() == 2;
+    const std::uint64_t free = !is_matrix ? 0 : rows == 0 ? tensor.shape[0] : tensor.shape[1];
+    if (free == 0 || free > (1u << 24) ||
+        !fits(tensor, "F32", rows == 0 ? free : want_rows, rows == 0 ? want_columns : free))
+      return fail("{}: tensor {} does not fit the base; F32 [{}, {}] was expected", file_.path(),
+                  tensor.name, rows == 0 ? "rank" : fmt::to_string(rows),
+                  columns == 0 ? "k or rank" : fmt::to_string(columns));
+    copy(tensor, out);
+    for (std::size_t i = 0; i < out.size(); ++i)
+      if (!std::isfinite(out[i]))
+        return fail("{}: tensor {}, element {}: not a finite number", file_.path(), tensor.name, i);
+    const std::string_view name = tensor.name;
+    const bool is_weak = name.ends_with(".weak");
+    const std::string other_name =
+        std::string(name.substr(0, name.rfind('.'))) + (is_weak     ? ".weak_columns"
+                                                        : rows == 0 ? ".lora_b"
+                                                                    : ".lora_a");
+    const Info* other = file_.find(other_name);
+    if (other != nullptr &&
+        (other->shape.empty() || free != (rows == 0 ? other->shape.back() : other->shape.front())))
+      return fail("{}: tensors {} and {} do not fit together", file_.path(), name, other_name);
+    if (!is_weak)
+      adapter_.layers[index_.at(tensor.name.substr(0, name.rfind('.')))].rank =
+          static_cast<std::int64_t>(free);
+    return {};
+  }
+
+  Status read_channels(const Info& tensor, const Linear& linear, std::vector<std::int32_t>& out) {
+    if (tensor.dtype != "I32" || tensor.shape.size() != 1 || tensor.shape[0] == 0)
+      return fail("{}: tensor {} is not a list of channels", file_.path(), tensor.name);
+    copy(tensor, out);
+    std::vector<bool> seen(static_cast<std::size_t>(linear.columns));
+    for (const std::int32_t channel : out) {
+      if (channel < 0 || channel >= linear.columns || seen[static_cast<std::size_t>(channel)])
+        return fail("{}: tensor {} names channel {} twice or outside 0 to {}", file_.path(),
+                    tensor.name, channel, linear.columns - 1);
+      seen[static_cast<std::size_t>(channel)] = true;
+    }
+    return {};
+  }
+
+  static bool fits(const Info& tensor, std::string_view dtype, std::uint64_t rows,
+                   std::uint64_t columns) {
+    return tensor.dtype == dtype && tensor.shape == std::vector<std::uint64_t>{rows, columns};
+  }
+  template <typename T>
+  void copy(const Info& tensor, std::vector<T>& out) const {
+    const std::span<const std::byte> data = file_.data(tensor);
+    out.resize(data.size() / sizeof(T));
+    std::memcpy(out.data(), data.data(), data.size());
+  }
+
+  const safetensors::File& file_;
+  const Model& model_;
+  Adapter& adapter_;
+  std::unordered_map<std::string, std::size_t> index_;
+};
+
+// Whether an adapter belongs to the base; `adds`: to its weights.
+Status check_base(const std::string& path, const AdapterMetadata& metadata, bool sets_scales,
+                  bool adds, const AdapterBase& base) {
+  const auto is = [&](const char* key, const std::string& want) {
+    const auto found = metadata.find(key);
+    return found != metadata.end() && found->second == want;
+  };
+  if (base.fingerprint.codes.empty()) {
+    if (sets_scales)
+      return fail(
+          "{}: scales and zero-points belong to the codes that they were tuned with; only "
+          "differences of columns and LoRA can be added to another model",
+          path);
+    return {};
+  }
+  if (!is("base_codes", base.fingerprint.codes))
+    return fail(
+        "{}: this adapter belongs to another base model; the codes of {} are not those it "
+        "was tuned on",
+        path, base.path);
+  if (adds && !is("base_weights", base.fingerprint.weights))
+    return fail(
+        "{}: this adapter belongs to another base model; the weights of {} are not those "
+        "it was tuned on (`trimpot merge --onto-other` adds it to another model)",
+        path, base.path);
+  return {};
 }
 
 }  // namespace
@@ -94,31 +258,45 @@ Fingerprint fingerprint(const gguf::File& file) {
     const std::span<const std::byte> data = file.data(*tensor);
     add_identity(weights, *tensor);
     weights.add(data.data(), data.size());
-    if (is_linear(tensor->name) && block_format(tensor->type).bits > 0) {
+    if (is_linear(tensor->name, ".weight") && block_format(tensor->type).bits > 0) {
       add_identity(codes, *tensor);
       add_codes(codes, *tensor, data);
+    } else if (is_codes(tensor->name)) {
+      add_identity(codes, *tensor);
+      codes.add(data.data(), data.size());
     }
     file.release(*tensor);
   }
   return {codes.hex(), weights.hex()};
 }
 
+AdapterMetadata low_rank_metadata(const Model& model, double alpha) {
+  for (std::size_t index = 0; index < model.linear_count(); ++index)
+    if (const auto& path = model.linear(index).low_rank)
+      return {{"rank", fmt::to_string(path->a.rows())},
+              {"alpha", fmt::to_string(alpha)},
+              {"scale", fmt::to_string(path->scale)},
+              {"pool", fmt::to_string(path->pool)}};
+  return {};
+}
+
 Status write_adapter(const std::string& path, const Fingerprint& base, const std::string& method,
-                     const std::string& options_json, const std::vector<AdapterTensor>& tensors) {
+                     const std::string& options_json, const std::vector<AdapterTensor>& tensors,
+                     const AdapterMetadata& more) {
   std::vector<safetensors::OutputTensor> outputs;
   for (const AdapterTensor& tensor : tensors)
     outputs.push_back({tensor.name, tensor.dtype, tensor.shape, std::span(tensor.bytes)});
-  return safetensors::write(path,
-                            {{"format", std::string(kFormat)},
-                             {"version", "1"},
-                             {"method", method},
-                             {"options", options_json},
-                             {"base_codes", base.codes},
-                             {"base_weights", base.weights}},
-                            outputs);
+  AdapterMetadata metadata = more;
+  metadata["format"] = kFormat;
+  metadata["version"] = "1";
+  metadata["method"] = method;
+  metadata["options"] = options_json;
+  metadata["base_codes"] = base.codes;
+  metadata["base_weights"] = base.weights;
+  return safetensors::write(path, metadata, outputs);
 }
 
-Status apply_adapter(const std::string& path, const gguf::File& base, Model& model) {
+Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, const Model& model) {
   TRIMPOT_TRY(const safetensors::File file, safetensors::File::open(path));
   const auto metadata = [&](const std::string& key) {
     const auto found = file.metadata().find(key);
@@ -128,81 +306,33 @@ Status apply_adapter(const std::string& path, const gguf::File& base, Model& mod
   if (metadata("version") != "1")
     return fail("{}: adapter version \"{}\" is not known; a newer trimpot wrote it", path,
                 metadata("version"));
-  if (metadata("base_codes") != fingerprint(base).codes)
-    return fail(
-        "{}: this adapter belongs to another base model; the codes of {} are not those it "
-        "was tuned on",
-        path, base.path());
-  const auto linears = linear_index(model);
+  Adapter adapter;
+  adapter.path = path;
+  adapter.method = metadata("method");
+  bool sets_scales = false, low_rank = false, adds = false;
   for (const safetensors::TensorInfo& tensor : file.tensors()) {
-    const std::size_t dot = tensor.name.rfind('.');
-    const std::string target = tensor.name.substr(0, dot);
-    const std::string kind = dot == std::string::npos ? "" : tensor.name.substr(dot + 1);
-    const auto found = linears.find(target);
-    if (found == linears.end() || (kind != "scale" && kind != "zero"))
-      return fail("{}: tensor {} belongs to no part of this model that can be tuned", path,
-                  tensor.name);
-    const Matrix& matrix = model.linear(found->second).weight;
-    const bool fits = tensor.dtype == "F16" && tensor.shape.size() == 2 &&
-                      tensor.shape[0] == static_cast<std::uint64_t>(matrix.rows()) &&
-                      tensor.shape[1] == static_cast<std::uint64_t>(matrix.groups());
-    if (!fits || !matrix.quantized() || (kind == "zero" && !matrix.has_offsets()))
-      return fail("{}: tensor {} does not fit the base, which has {} rows of {} groups{}", path,
-                  tensor.name, matrix.rows(), matrix.groups(),
-                  kind == "zero" && !matrix.has_offsets() ? " and fixed zero-points" : "");
+    const std::string_view name = tensor.name;
+    sets_scales = sets_scales || name.ends_with(".scale") || name.ends_with(".zero");
+    low_rank = low_rank || name.ends_with(".lora_a");
+    adds = adds || low_rank || name.ends_with(".weak");
   }
-  // All is known to fit: nothing half-applied is left behind by the loop below but for values that
-  // are not finite, which end the program's use of the model anyway.
-  for (std::size_t index = 0; index < model.linear_count(); ++index) {
-    const std::string name = linear_tensor_name(index);
-    const safetensors::TensorInfo* scales = file.find(name + ".scale");
-    const safetensors::TensorInfo* zeros = file.find(name + ".zero");
-    if (scales == nullptr && zeros == nullptr) continue;
-    Matrix& matrix = model.linear(index).weight;
-    const auto value_at = [&](const safetensors::TensorInfo& tensor, std::size_t at) {
-      f16 value;
-      std::memcpy(&value, file.data(tensor).data() + at * sizeof value, sizeof value);
-      return value;
-    };
-    for (std::int64_t row = 0; row < matrix.rows(); ++row)
-      for (std::int64_t group = 0; group < matrix.groups(); ++group) {
-        const std::size_t to = matrix.scale_index(row, group);
-        const auto at = static_cast<std::size_t>(row * matrix.groups() + group);
-        const GroupValues old = group_values(matrix, to);
-        const f16 scale = scales != nullptr ? value_at(*scales, at) : old.scale;
-        const GroupValues now = committed_group(
-            old, scale, zeros != nullptr ? std::optional<f16>(value_at(*zeros, at)) : std::nullopt);
-        if ((now.scale & 0x7c00u) == 0x7c00u || (now.centre & 0x7c00u) == 0x7c00u)
-          return fail("{}: tensor {}, row {}, group {}: not a finite number", path, name, row,
-                      group);
-        set_group_values(matrix, to, now);
-      }
+  TRIMPOT_TRY_VOID(check_base(path, file.metadata(), sets_scales, adds, base));
+  if (low_rank) {
+    const std::string scale = metadata("scale"), pool = metadata("pool");
+    const auto read =
+        std::from_chars(scale.data(), scale.data() + scale.size(), adapter.low_rank_scale);
+    if (read.ec != std::errc() || read.ptr != scale.data() + scale.size() ||
+        !std::isfinite(adapter.low_rank_scale))
+      return fail("{}: its scale is \"{}\"; a number was expected", path, scale);
+    adapter.pooled = !pool.empty() && pool != "0";
+    if (adapter.pooled && base.fingerprint.codes.empty())
+      return fail(
+          "{}: QA-LoRA belongs to the groups that it was tuned with and cannot be added to "
+          "another model",
+          path);
   }
-  return {};
-}
-
-Status export_gguf(const gguf::File& base, const Model& model, const std::string& out_path) {
-  const auto linears = linear_index(model);
-  const auto wants = [&](const gguf::TensorInfo& tensor) {
-    return linears.contains(tensor.name) && block_format(tensor.type).bits > 0;
-  };
-  const auto patch = [&](const gguf::TensorInfo& tensor, std::span<std::byte> rows,
-                         std::uint64_t first_row) -> Status {
-    const Matrix& matrix = model.linear(linears.at(tensor.name)).weight;
-    const BlockFormat format = block_format(tensor.type);
-    const auto groups = static_cast<std::size_t>(matrix.groups());
-    const std::size_t row_bytes = groups * static_cast<std::size_t>(format.bytes);
-    for (std::size_t at = 0; at < rows.size(); at += static_cast<std::size_t>(format.bytes)) {
-      const std::size_t index = matrix.scale_index(
-          static_cast<std::int64_t>(first_row + at / row_bytes),
-          static_cast<std::int64_t>(at % row_bytes / static_cast<std::size_t>(format.bytes)));
-      std::memcpy(rows.data() + at + format.scale_offset, &matrix.scales()[index], 2);
-      if (format.offset_offset >= 0)
-        std::memcpy(rows.data() + at + format.offset_offset, &matrix.offsets()[index], 2);
-    }
-    return {};
-  };
-  return gguf::write_patched_copy(base, out_path, patch, wants);
+  TRIMPOT_TRY_VOID(AdapterReader(file, model, adapter).read_all());
+  return adapter;
 }
 
 }  // namespace trimpot

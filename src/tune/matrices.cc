@@ -198,15 +198,7 @@ class MatrixTuning final : public TuningMethod {
 
   // The weak columns' channels in the original order.
   AdapterTensor adapter_columns(const Target& target) const {
-    const Linear& linear = model_.linear(target.linear);
-    const ColumnOrder axis = linear_axes(model_, target.linear).columns;
-    std::vector<std::int32_t> channels;
-    for (std::int64_t i = 0; i < target.matrix->columns(); ++i) {
-      const std::int32_t position =
-          linear.weak_columns ? (*linear.weak_columns)[static_cast<std::size_t>(i)]
-                              : static_cast<std::int32_t>(linear.weight.columns() + i);
-      channels.push_back(axis ? (*axis)[static_cast<std::size_t>(position)] : position);
-    }
+    const std::vector<std::int32_t> channels = weak_channels(model_, target.linear);
     return AdapterTensor::make<std::int32_t>(
         linear_tensor_name(target.linear) + ".weak_columns", "I32",
         {static_cast<std::uint64_t>(channels.size())}, std::span<const std::int32_t>(channels));

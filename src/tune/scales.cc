@@ -34,8 +34,8 @@ struct Target {
 
 class ScaleTuning final : public TuningMethod {
  public:
-  ScaleTuning(std::vector<Target> targets, ScaleGranularity granularity)
-      : targets_(std::move(targets)), granularity_(granularity) {
+  ScaleTuning(const Model& model, std::vector<Target> targets, ScaleGranularity granularity)
+      : model_(model), targets_(std::move(targets)), granularity_(granularity) {
     std::size_t count = 0, linears = 0;
     for (Target& target : targets_) {
       const std::string name = linear_tensor_name(target.linear);
@@ -98,12 +98,16 @@ class ScaleTuning final : public TuningMethod {
     for (const Target& target : targets_) {
       const Matrix& matrix = *target.matrix;
       const std::string name = linear_tensor_name(target.linear);
-      std::vector<f16> scales, zeros;
+      const auto count = static_cast<std::size_t>(matrix.rows() * matrix.groups());
+      std::vector<f16> scales(target.scales ? count : 0), zeros(target.zeros ? count : 0);
+      const ColumnOrder rows = linear_axes(model_, target.linear).rows;
       for (std::int64_t row = 0; row < matrix.rows(); ++row)
         for (std::int64_t group = 0; group < matrix.groups(); ++group) {
           const std::size_t index = matrix.scale_index(row, group);
-          if (target.scales) scales.push_back(matrix.scales()[index]);
-          if (target.zeros) zeros.push_back(zero_value(target, index));
+          const std::int64_t original = rows ? (*rows)[static_cast<std::size_t>(row)] : row;
+          const auto at = static_cast<std::size_t>(original * matrix.groups() + group);
+          if (target.scales) scales[at] = matrix.scales()[index];
+          if (target.zeros) zeros[at] = zero_value(target, index);
         }
       const std::vector<std::uint64_t> shape{static_cast<std::uint64_t>(matrix.rows()),
                                              static_cast<std::uint64_t>(matrix.groups())};
@@ -184,6 +188,7 @@ class ScaleTuning final : public TuningMethod {
     }
   }
 
+  const Model& model_;
   std::vector<Target> targets_;
   ScaleGranularity granularity_;
   Parameters parameters_;
@@ -287,7 +292,7 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
         "the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "
         "Q5_0: 16, Q8_0: 0; symmetric: the middle) and cannot be tuned; use --method peqa, or a "
         "file in Q4_1 or Q5_1, or one that `trimpot quantize` made with zero-points");
-  return std::make_unique<ScaleTuning>(std::move(targets), options.granularity);
+  return std::make_unique<ScaleTuning>(model, std::move(targets), options.granularity);
 }
 
 }  // namespace trimpot

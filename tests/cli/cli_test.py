@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -88,6 +89,45 @@ class Cli(unittest.TestCase):
             self.assertEqual(json.loads(full)["perplexity"], json.loads(part)["perplexity"])
         self.fails("run", "-m", "other.gguf", "--adapter", "part.safetensors", "-p", "x",
                    says="belongs to another base")
+
+    def write_lora(self, name, tensor, rows, columns, **metadata):
+        """A LoRA adapter of rank 1 for one layer: B A = 0.5 everywhere."""
+        head = {"__metadata__": {"format": "trimpot-adapter", "version": "1", "scale": "0.25", "pool": "0",
+                                 **metadata},
+                f"{tensor}.lora_a": {"dtype": "F32", "shape": [1, columns], "data_offsets": [0, 4 * columns]},
+                f"{tensor}.lora_b": {"dtype": "F32", "shape": [rows, 1],
+                                     "data_offsets": [4 * columns, 4 * (columns + rows)]}}
+        text = json.dumps(head).encode()
+        return self.write(name, struct.pack("<Q", len(text)) + text +
+                          struct.pack(f"<{columns + rows}f", *[2.0] * columns, *[0.25] * rows))
+
+    def test_merge(self):
+        self.write_lora("lora.safetensors", "blk.0.attn_q.weight", 64, 64)
+        merge = ("merge", "-m", "f16.gguf", "--onto-other", "--adapter")
+        self.trimpot(*merge, "lora.safetensors", "-o", "a.gguf", "--scale", "0.5")
+        self.trimpot(*merge, "lora.safetensors=0.5", "-o", "b.gguf")
+        self.trimpot(*merge, "lora.safetensors=0.75", "lora.safetensors=-0.25", "-o", "c.gguf")
+        merged = (self.folder / "a.gguf").read_bytes()
+        self.assertEqual(merged, (self.folder / "b.gguf").read_bytes())
+        self.assertEqual(merged, (self.folder / "c.gguf").read_bytes())
+        out, _ = self.trimpot("diff", "f16.gguf", "a.gguf", "--json")
+        tensors = json.loads(out)["tensors"]
+        self.assertEqual([tensor["name"] for tensor in tensors], ["blk.0.attn_q.weight"])
+        # 0.5 x 0.25 x 2 x 0.25, and half a unit of an f16 below 1
+        self.assertAlmostEqual(tensors[0]["values"]["largest_absolute"], 0.0625, delta=2.0 ** -12)
+        self.fails("merge", "-m", "toy.gguf", "--onto-other", "--adapter", "lora.safetensors", "-o", "x.gguf",
+                   says=["blk.0.attn_q.weight", "integer codes", "trimpot quantize"])
+        self.fails("merge", "-m", "f16.gguf", "--adapter", "lora.safetensors", "-o", "x.gguf",
+                   says="belongs to another base")
+        self.fails("merge", "-m", "f16.gguf", "-o", "x.gguf", says="nothing to merge")
+        self.fails("merge", "-m", "f16.gguf", "--tuned", "a.gguf", "-o", "x.gguf", says="--tuned-base")
+        self.fails("merge", "-m", "f16.gguf", "--tuned", "a.gguf", "--tuned-base", "f16.gguf", "-o", "x.gguf",
+                   says="nothing to add")
+        self.tune("scales.safetensors")
+        self.fails("merge", "-m", "toy.gguf", "--adapter", "scales.safetensors", "scales.safetensors", "-o",
+                   "x.gguf", says=["both hold blk.0.attn_q.weight.scale", "use one of them"])
+        self.fails("merge", "-m", "toy.gguf", "--adapter", "scales.safetensors=0.5", "-o", "x.gguf",
+                   says="final values")
 
     def test_threads_do_not_change_the_result(self):
         files = []

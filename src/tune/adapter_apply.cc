@@ -1,0 +1,182 @@
+// Adapters into a loaded model.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "model/stored.h"
+#include "tune/adapter_parts.h"
+#include "tune/scales.h"
+
+namespace trimpot {
+namespace {
+
+bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
+
+// The pair in the model's order of rows and channels.
+std::unique_ptr<LowRank> make_path(const Adapter& adapter, const AdapterPart& part,
+                                   const Linear& linear, const LinearAxes& axes) {
+  auto path = std::make_unique<LowRank>();
+  const std::int64_t inputs = static_cast<std::int64_t>(part.lora_a.size()) / part.rank;
+  const ColumnOrder columns = adapter.pooled ? nullptr : axes.columns;
+  path->a = Matrix::zeros(Storage::kF32, part.rank, inputs);
+  for (std::int64_t r = 0; r < part.rank; ++r)
+    for (std::int64_t c = 0; c < inputs; ++c)
+      path->a.dense_f32()[path->a.dense_index(r, c)] =
+          part.lora_a[static_cast<std::size_t>(r * inputs + original(columns, c))];
+  path->b = Matrix::zeros(Storage::kF32, linear.rows(), part.rank);
+  for (std::int64_t row = 0; row < linear.rows(); ++row)
+    for (std::int64_t r = 0; r < part.rank; ++r)
+      path->b.dense_f32()[path->b.dense_index(row, r)] =
+          part.lora_b[static_cast<std::size_t>(original(axes.rows, row) * part.rank + r)];
+  path->scale = adapter.low_rank_scale * adapter.factor;
+  path->pool = adapter.pooled ? linear.weight.view().group_chunks * kChunkColumns : 0;
+  return path;
+}
+
+// The differences as columns of their own beside the layer's weights.
+void put_beside(const WeakSum& sum, const LinearAxes& axes, Linear& linear) {
+  const auto count = static_cast<std::int64_t>(sum.channels.size());
+  linear.weak = Matrix::zeros(Storage::kF32, linear.rows(), count);
+  for (std::int64_t row = 0; row < linear.rows(); ++row)
+    for (std::int64_t c = 0; c < count; ++c)
+      linear.weak.dense_f32()[linear.weak.dense_index(row, c)] =
+          sum.values[static_cast<std::size_t>(original(axes.rows, row) * count + c)];
+  const ColumnOrder inverse = inverse_order(axes.columns);
+  std::vector<std::int32_t> positions;
+  for (const std::int32_t channel : sum.channels)
+    positions.push_back(static_cast<std::int32_t>(original(inverse, channel)));
+  linear.weak_columns = std::make_shared<const std::vector<std::int32_t>>(std::move(positions));
+}
+
+}  // namespace
+
+WeakSum sum_weak(std::span<const Adapter> adapters, std::size_t index, std::int64_t rows) {
+  WeakSum sum;
+  for (const Adapter& adapter : adapters)
+    for (const std::int32_t channel : adapter.layers[index].weak_columns)
+      if (std::find(sum.channels.begin(), sum.channels.end(), channel) == sum.channels.end())
+        sum.channels.push_back(channel);
+  const std::size_t count = sum.channels.size();
+  sum.values.resize(static_cast<std::size_t>(rows) * count);
+  for (const Adapter& adapter : adapters) {
+    const AdapterPart& part = adapter.layers[index];
+    for (std::size_t c = 0; c < part.weak_columns.size(); ++c) {
+      const auto at = static_cast<std::size_t>(
+          std::find(sum.channels.begin(), sum.channels.end(), part.weak_columns[c]) -
+          sum.channels.begin());
+      for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row)
+        sum.values[row * count + at] +=
+            adapter.factor * part.weak[row * part.weak_columns.size() + c];
+    }
+  }
+  return sum;
+}
+
+Status set_scales(std::span<const Adapter> adapters, Model& model) {
+  for (std::size_t index = 0; index < model.linear_count(); ++index) {
+    const std::vector<f16>*scales = nullptr, *zeros = nullptr;
+    for (const Adapter& adapter : adapters) {
+      const AdapterPart& part = adapter.layers[index];
+      if (!part.scale.empty()) scales = &part.scale;
+      if (!part.zero.empty()) zeros = &part.zero;
+      if ((!part.scale.empty() || !part.zero.empty()) && adapter.factor != 1.0f)
+        return fail(
+            "{}: scales and zero-points are final values; a factor of {} has no meaning "
+            "for them",
+            adapter.path, adapter.factor);
+    }
+    if (scales == nullptr && zeros == nullptr) continue;
+    Matrix& matrix = model.linear(index).weight;
+    const ColumnOrder rows = linear_axes(model, index).rows;
+    for (std::int64_t row = 0; row < matrix.rows(); ++row)
+      for (std::int64_t group = 0; group < matrix.groups(); ++group) {
+        const std::size_t to = matrix.scale_index(row, group);
+        const auto at = static_cast<std::size_t>(original(rows, row) * matrix.groups() + group);
+        const GroupValues old = group_values(matrix, to);
+        const GroupValues now =
+            committed_group(old, scales != nullptr ? (*scales)[at] : old.scale,
+                            zeros != nullptr ? std::optional<f16>((*zeros)[at]) : std::nullopt);
+        if (!finite(now.scale) || !finite(now.centre))
+          return fail("tensor {}, row {}, group {}: not a finite number", linear_tensor_name(index),
+                      row, group);
+        set_group_values(matrix, to, now);
+      }
+  }
+  return {};
+}
+
+Status add_to_weak_columns(const WeakSum& sum, std::size_t index, Model& model) {
+  Matrix& weak = model.linear(index).weak;
+  const ColumnOrder rows = linear_axes(model, index).rows;
+  const std::vector<std::int32_t> channels = weak_channels(model, index);
+  const std::span<f16> values = weak.dense_f16();
+  for (std::size_t c = 0; c < sum.channels.size(); ++c) {
+    const auto found = std::find(channels.begin(), channels.end(), sum.channels[c]);
+    if (found == channels.end() || values.empty())
+      return fail(
+          "{}: channel {} of the adapter is none of this model's weak columns; `trimpot "
+          "quantize --weak-columns-from` makes a model that has the same ones",
+          linear_tensor_name(index), sum.channels[c]);
+    for (std::int64_t row = 0; row < weak.rows(); ++row) {
+      const float difference =
+          sum.values[static_cast<std::size_t>(original(rows, row)) * sum.channels.size() + c];
+      if (difference == 0.0f) continue;  // -0 stays
+      f16& value = values[weak.dense_index(row, found - channels.begin())];
+      value = f32_to_f16(f16_to_f32(value) + difference);
+      if (!finite(value))
+        return fail("tensor {}, row {}, channel {}: the sum exceeds 16-bit floats",
+                    linear_tensor_name(index), original(rows, row), sum.channels[c]);
+    }
+  }
+  return {};
+}
+
+Status check_conflicts(std::span<const Adapter> adapters, bool low_rank_adds) {
+  for (std::size_t i = 0; i < adapters.size(); ++i)
+    for (std::size_t j = i + 1; j < adapters.size(); ++j) {
+      std::string first;
+      std::size_t count = 0;
+      const std::size_t layers = std::min(adapters[i].layers.size(), adapters[j].layers.size());
+      for (std::size_t index = 0; index < layers; ++index) {
+        const AdapterPart &a = adapters[i].layers[index], &b = adapters[j].layers[index];
+        const auto note = [&](bool both, const char* suffix) {
+          if (both && count++ == 0) first = linear_tensor_name(index) + suffix;
+        };
+        note(!a.scale.empty() && !b.scale.empty(), ".scale");
+        note(!a.zero.empty() && !b.zero.empty(), ".zero");
+        note(!low_rank_adds && a.rank > 0 && b.rank > 0, ".lora_a");
+      }
+      if (count > 0)
+        return fail("{} and {} both hold {}{}; use one of them", adapters[i].path, adapters[j].path,
+                    first, count > 1 ? fmt::format(" and {} more tensors", count - 1) : "");
+    }
+  return {};
+}
+
+Status apply_adapters(std::span<const Adapter> adapters, Model& model) {
+  TRIMPOT_TRY_VOID(check_conflicts(adapters, false));
+  TRIMPOT_TRY_VOID(set_scales(adapters, model));
+  for (std::size_t index = 0; index < model.linear_count(); ++index) {
+    Linear& linear = model.linear(index);
+    const LinearAxes axes = linear_axes(model, index);
+    const WeakSum sum = sum_weak(adapters, index, linear.rows());
+    if (!sum.channels.empty() && linear.weak.rows() == 0)
+      put_beside(sum, axes, linear);
+    else
+      TRIMPOT_TRY_VOID(add_to_weak_columns(sum, index, model));
+    for (const Adapter& adapter : adapters) {
+      const AdapterPart& part = adapter.layers[index];
+      if (part.rank > 0) linear.low_rank = make_path(adapter, part, linear, axes);
+    }
+  }
+  return {};
+}
+
+Status apply_adapter(const std::string& path, const gguf::File& base, Model& model) {
+  TRIMPOT_TRY(const Adapter adapter, read_adapter(path, {base.path(), fingerprint(base)}, model));
+  const Status status = apply_adapters(std::span(&adapter, 1), model);
+  if (!status) return fail("{}: {}", path, status.error().message);
+  return {};
+}
+
+}  // namespace trimpot
