@@ -60,7 +60,7 @@ ref::Model<T> reference_model(const Model& model) {
   for (const LayerWeights& layer : model.layers) {
     ref::Layer<T> to{vector(layer.attention_norm), vector(layer.feed_forward_norm), {}};
     for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind)
-      to.linears[kind] = reference_linear<T>(layer.*kLinearKinds[kind].matrix);
+      to.linears[kind] = reference_linear<T>((layer.*kLinearKinds[kind].linear).weight);
     out.layers.push_back(std::move(to));
   }
   return out;

@@ -80,7 +80,7 @@ class Adapter : public testing::Test {
     RandomStream random(7);
     for (float& value : (*method)->parameters().values.span()) value += 0.1f * random.normal();
     EXPECT_TRUE((*method)->commit(team_));
-    return (*method)->adapter_tensors();
+    return *(*method)->adapter_tensors();
   }
   Status apply(Model& model) { return apply_adapter(adapter_path(), base_->file, model); }
   // The error of applying, without the path it starts with.
@@ -147,7 +147,7 @@ TEST_F(Adapter, Contents) {
   EXPECT_EQ(scale->shape, (std::vector<std::uint64_t>{64, 2}));
   EXPECT_EQ(file->find("blk.1.attn_k.weight.zero"), nullptr);
   EXPECT_NE(file->find("blk.1.attn_q.weight.zero"), nullptr);
-  const Matrix& q = tuned->layers[1].q_proj;
+  const Matrix& q = tuned->layers[1].q_proj.weight;
   for (std::int64_t row = 0; row < 64; ++row)
     for (std::int64_t group = 0; group < 2; ++group) {
       f16 value;
@@ -314,7 +314,7 @@ TEST_F(Adapter, ValuesThatAreNotFinite) {
   for (const std::uint16_t bad : {0x7c00, 0xfe00}) {
     auto tensors = tune(*tuned, {ScaleMethod::kBoth, {}, {"v_proj"}});  // Q5_1, 32 rows of 2 groups
     ASSERT_EQ(tensors.size(), 4u);
-    tensors[3].values[2 * 11 + 1] = bad;
+    std::memcpy(tensors[3].bytes.data() + (2 * 11 + 1) * 2, &bad, 2);
     ASSERT_TRUE(write_adapter(adapter_path(), fingerprint(base_->file), "peqa", "{}", tensors));
     EXPECT_EQ(apply_error(), "tensor blk.1.attn_v.weight, row 11, group 1: not a finite number");
   }
