@@ -30,17 +30,6 @@ constexpr Shape kBlockShapes[] = {{1, 32}, {5, 64}, {16, 96}, {33, 32}, {40, 160
 constexpr Shape kDenseShapes[] = {{1, 1}, {7, 33}, {37, 20}, {16, 50}, {50, 64}};
 constexpr std::int64_t kTokens[] = {1, 2, 3, 5, 17, 70};
 
-std::vector<double> absolute(std::vector<double> values) {
-  for (double& value : values) value = std::fabs(value);
-  return values;
-}
-ref::Linear<double> absolute(ref::Linear<double> w) {
-  w.codes = absolute(w.codes);
-  w.scales = absolute(w.scales);
-  w.offsets = absolute(w.offsets);
-  return w;
-}
-
 Activations activations(Compute& compute, const std::vector<float>& values, std::int64_t columns,
                         std::span<const LinearView> readers) {
   Activations x;
@@ -92,7 +81,7 @@ void test_linear(Compute& compute, const std::string& name, const Matrix& weight
   const std::int64_t rows = weight.rows(), columns = weight.columns();
   SCOPED_TRACE(testing::Message() << name << ' ' << rows << " x " << columns << ", " << tokens
                                   << " tokens");
-  const auto w = reference_linear<double>(weight);
+  const auto w = with_offsets(reference_linear<double>(weight));
   RandomStream random(2, static_cast<std::uint64_t>(tokens));
   const auto x = random.normals(tokens * columns), d_y = random.normals(tokens * rows);
   const Activations in = activations(compute, x, columns, std::array<LinearView, 1>{weight});

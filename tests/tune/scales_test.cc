@@ -311,7 +311,7 @@ class ScaleGradient : public Scales {
       const auto zeros = std::find_if(committed.begin(), committed.end(), [&](const auto& tensor) {
         return tensor.name == linear_tensor_name(parameter.linear) + ".zero";
       });
-      auto& linear = reference.layers[parameter.linear / 7].linears[parameter.linear % 7];
+      auto& linear = reference.layers[parameter.linear / 7].linears[parameter.linear % 7].weight;
       const bool zero = parameter.name.ends_with(".zero");
       const auto whole =
           widened(parameters.gradient.span().subspan(parameter.begin, parameter.count));
