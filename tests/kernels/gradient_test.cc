@@ -10,7 +10,7 @@
 #include <mutex>
 
 #include "kernels/attention.h"
-#include "kernels/ops.h"
+#include "kernels/linear.h"
 #include "kernels/ref/ops.h"
 #include "support/compare.h"
 #include "support/random_groups.h"
@@ -30,23 +30,13 @@ constexpr Shape kBlockShapes[] = {{1, 32}, {5, 64}, {16, 96}, {33, 32}, {40, 160
 constexpr Shape kDenseShapes[] = {{1, 1}, {7, 33}, {37, 20}, {16, 50}, {50, 64}};
 constexpr std::int64_t kTokens[] = {1, 2, 3, 5, 17, 70};
 
-std::vector<double> absolute(std::vector<double> values) {
-  for (double& value : values) value = std::fabs(value);
-  return values;
-}
-ref::Linear<double> absolute(ref::Linear<double> w) {
-  w.codes = absolute(w.codes);
-  w.scales = absolute(w.scales);
-  w.offsets = absolute(w.offsets);
-  return w;
-}
-
-Activations activations(Compute& compute, const std::vector<float>& values, std::int64_t columns) {
+Activations activations(Compute& compute, const std::vector<float>& values, std::int64_t columns,
+                        std::span<const LinearView> readers) {
   Activations x;
   const std::int64_t tokens = static_cast<std::int64_t>(values.size()) / columns;
-  x.allocate(compute, tokens, columns);
+  x.allocate(tokens, columns);
   std::copy(values.begin(), values.end(), x.values());
-  x.quantize(compute, tokens);
+  x.prepare(compute, tokens, readers);
   return x;
 }
 
@@ -59,22 +49,22 @@ ScaleGradients collect(Compute& compute, const Matrix& weight, const Activations
   const std::size_t size = static_cast<std::size_t>(weight.rows() * weight.groups());
   ScaleGradients out{std::vector<float>(size), std::vector<float>(size)};
   std::vector<int> seen(static_cast<std::size_t>(weight.view().tiles));
-  scale_gradients(
-      compute, weight, x, d_y, tokens,
-      [&](std::int64_t begin, std::int64_t end, const float* scale, const float* offset) {
-        EXPECT_EQ(offset != nullptr, weight.has_shifts());
-        for (std::int64_t tile = begin; tile < end; ++tile) {
-          ++seen[static_cast<std::size_t>(tile)];
-          for (std::int64_t row = tile * 16; row < std::min(tile * 16 + 16, weight.rows()); ++row)
-            for (std::int64_t group = 0; group < weight.groups(); ++group) {
-              const auto to = static_cast<std::size_t>(row * weight.groups() + group);
-              const auto from = weight.scale_index(row, group) -
-                                static_cast<std::size_t>(begin * weight.groups() * 16);
-              out.d_scales[to] = scale[from];
-              if (offset != nullptr) out.d_offsets[to] = offset[from];
-            }
+  LinearSink sink;
+  sink.scales = [&](std::int64_t begin, std::int64_t end, const float* scale, const float* offset) {
+    EXPECT_EQ(offset != nullptr, weight.has_shifts());
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      ++seen[static_cast<std::size_t>(tile)];
+      for (std::int64_t row = tile * 16; row < std::min(tile * 16 + 16, weight.rows()); ++row)
+        for (std::int64_t group = 0; group < weight.groups(); ++group) {
+          const auto to = static_cast<std::size_t>(row * weight.groups() + group);
+          const auto from = weight.scale_index(row, group) -
+                            static_cast<std::size_t>(begin * weight.groups() * 16);
+          out.d_scales[to] = scale[from];
+          if (offset != nullptr) out.d_offsets[to] = offset[from];
         }
-      });
+    }
+  };
+  linear_backward(compute, weight, x, d_y, tokens, sink, nullptr, false);
   for (const int count : seen) EXPECT_EQ(count, 1);
   return out;
 }
@@ -91,23 +81,22 @@ void test_linear(Compute& compute, const std::string& name, const Matrix& weight
   const std::int64_t rows = weight.rows(), columns = weight.columns();
   SCOPED_TRACE(testing::Message() << name << ' ' << rows << " x " << columns << ", " << tokens
                                   << " tokens");
-  const auto w = reference_linear<double>(weight);
+  const auto w = with_offsets(reference_linear<double>(weight));
   RandomStream random(2, static_cast<std::uint64_t>(tokens));
   const auto x = random.normals(tokens * columns), d_y = random.normals(tokens * rows);
-  const Activations in = activations(compute, x, columns);
+  const Activations in = activations(compute, x, columns, std::array<LinearView, 1>{weight});
   const auto magnitude =
       ref::linear_backward(absolute(w), absolute(widened(x)), absolute(widened(d_y)));
   // The weight itself has up to two roundings, its product another.
   std::vector<float> y(d_y.size());
-  linear(compute, in, tokens, std::array<LinearOutput, 1>{{{&weight, y.data()}}});
+  linear(compute, in, tokens, std::array<LinearOutput, 1>{{{weight, y.data()}}});
   used.add(expect_close(y, ref::linear(w, widened(x)),
                         ref::linear(absolute(w), absolute(widened(x))),
                         static_cast<double>(columns) + 3, "y"));
 
   const auto want = ref::linear_backward(w, widened(x), widened(d_y));
   std::vector<float> d_x(x.size());
-  linear_backward(compute, std::array<LinearGradient, 1>{{{&weight, d_y.data()}}}, tokens,
-                  d_x.data());
+  linear_backward(compute, weight, in, d_y.data(), tokens, {}, d_x.data(), false);
   used.add(expect_close(d_x, want.d_x, magnitude.d_x, static_cast<double>(rows) + 3, "d_x"));
 
   if (!weight.quantized()) return;
@@ -152,26 +141,25 @@ TEST_P(Production, LinearsThatShareAnInput) {
   const Matrix c = random_matrix(ElementType::kF16, 20, columns, 5);
   RandomStream random(6);
   const auto x = random.normals(tokens * columns);
-  const Activations in = activations(compute_, x, columns);
+  const Activations in = activations(compute_, x, columns, std::array<LinearView, 3>{a, b, c});
   std::vector<std::vector<float>> together, alone;
   std::vector<float> d_x(x.size(), 0.5f);
   std::vector<double> want(x.size(), 0.5), magnitude(x.size(), 0.5);
   for (const Matrix* weight : {&a, &b, &c}) {
     together.push_back(random.normals(tokens * weight->rows()));
     alone.push_back(together.back());
-    linear(compute_, in, tokens, std::array<LinearOutput, 1>{{{weight, alone.back().data()}}},
+    linear(compute_, in, tokens, std::array<LinearOutput, 1>{{{*weight, alone.back().data()}}},
            true);
   }
   linear(compute_, in, tokens,
          std::array<LinearOutput, 3>{
-             {{&a, together[0].data()}, {&b, together[1].data()}, {&c, together[2].data()}}},
+             {{a, together[0].data()}, {b, together[1].data()}, {c, together[2].data()}}},
          true);
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(same_bits(together[i], alone[i]));
-  linear_backward(compute_,
-                  std::array<LinearGradient, 3>{
-                      {{&a, alone[0].data()}, {&b, alone[1].data()}, {&c, alone[2].data()}}},
-                  tokens, d_x.data(), true);
   int at = 0;
+  for (const Matrix* weight : {&a, &b, &c})
+    linear_backward(compute_, *weight, in, alone[at++].data(), tokens, {}, d_x.data(), true);
+  at = 0;
   for (const Matrix* weight : {&a, &b, &c}) {
     const auto w = reference_linear<double>(*weight);
     const auto d_y = widened(alone[at++]);

@@ -85,9 +85,18 @@ class Collector {
       d_scales_[i].resize(model.linear(i).weight.scales().size());
       d_offsets_[i].resize(model.linear(i).weight.offsets().size());
     }
-    sink_.wants = [this](std::size_t i) { return model_.linear(i).weight.quantized(); };
-    sink_.scales = [this](std::size_t i, std::int64_t begin, std::int64_t end, const float* d_scale,
-                          const float* d_offset) {
+    sink_.linears.resize(model.linear_count());
+    for (std::size_t i = 0; i < model.linear_count(); ++i)
+      if (model.linear(i).weight.quantized()) sink_.linears[i].scales = collect(i);
+  }
+  const GradientSink& sink() const { return sink_; }
+  std::vector<float> d_scales(std::size_t i) const { return rows_first(i, d_scales_[i]); }
+  std::vector<float> d_offsets(std::size_t i) const { return rows_first(i, d_offsets_[i]); }
+
+ private:
+  ScaleGradientSink collect(std::size_t i) {
+    return [this, i](std::int64_t begin, std::int64_t end, const float* d_scale,
+                     const float* d_offset) {
       const auto per_tile = static_cast<std::size_t>(model_.linear(i).weight.groups()) * kTileRows;
       for (std::size_t at = begin * per_tile; at < end * per_tile; ++at) {
         d_scales_[i][at] += d_scale[at - begin * per_tile];
@@ -95,11 +104,6 @@ class Collector {
       }
     };
   }
-  const GradientSink& sink() const { return sink_; }
-  std::vector<float> d_scales(std::size_t i) const { return rows_first(i, d_scales_[i]); }
-  std::vector<float> d_offsets(std::size_t i) const { return rows_first(i, d_offsets_[i]); }
-
- private:
   std::vector<float> rows_first(std::size_t i, const std::vector<float>& packed) const {
     const Matrix& matrix = model_.linear(i).weight;
     std::vector<float> out;
@@ -209,14 +213,14 @@ TEST_P(ModelGradient, LayerInputs) {
     RopeTable rope;
     rope.fill(model, batch);
     LayerActivations a;
-    a.allocate(compute, model.config, rows);
+    a.allocate(model.config, rows);
     LayerGradients g;
     g.allocate(model.config, rows);
     std::vector<float> y(x.size()), d_x = d_y;
     layer_forward(compute, model.config, model.layers[1], batch.segments, rope, rows, x.data(), a,
                   y.data());
     layer_backward(compute, model.config, model.layers[1], 1, batch.segments, rope, rows, x.data(),
-                   a, g, {[](std::size_t) { return false; }, {}}, d_x.data());
+                   a, g, {}, d_x.data());
     const auto reference = reference_model<double>(model);
     const double bound = tolerance(options, 66);
     for (const Segment& segment : batch.segments) {

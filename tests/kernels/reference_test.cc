@@ -55,9 +55,11 @@ void expect_gradient(std::vector<Complex>& point, const std::vector<double>& gra
   }
 }
 
+enum class Centre { kNone, kOffsets, kZeros };
+
 template <class T>
 ref::Linear<T> random_linear(RandomStream random, std::int64_t rows, std::int64_t columns,
-                             bool offsets) {
+                             Centre centre) {
   ref::Linear<T> w;
   w.rows = rows;
   w.columns = columns;
@@ -65,24 +67,129 @@ ref::Linear<T> random_linear(RandomStream random, std::int64_t rows, std::int64_
   for (std::int64_t i = 0; i < rows * columns; ++i)
     w.codes.push_back(static_cast<double>(random.below(16) - 8));
   for (std::int64_t i = 0; i < rows * w.groups(); ++i) w.scales.emplace_back(random.normal());
-  if (offsets)
-    for (std::int64_t i = 0; i < rows * w.groups(); ++i) w.offsets.emplace_back(random.normal());
+  for (std::int64_t i = 0; i < rows * w.groups(); ++i) {
+    if (centre == Centre::kOffsets) w.offsets.emplace_back(random.normal());
+    if (centre == Centre::kZeros) w.zeros.emplace_back(3 * random.normal());
+  }
+  return w;
+}
+
+template <class T>
+ref::Linear<T> random_dense(RandomStream random, std::int64_t rows, std::int64_t columns) {
+  ref::Linear<T> w;
+  w.rows = rows;
+  w.columns = columns;
+  for (std::int64_t i = 0; i < rows * columns; ++i) w.dense.emplace_back(random.normal());
   return w;
 }
 
 TEST(Reference, Linear) {
-  for (const bool offsets : {false, true}) {
-    RandomStream random(1, offsets);
-    auto w = random_linear<Complex>(RandomStream(2), 5, 20, offsets);  // the last group has 4
-    const auto real = random_linear<double>(RandomStream(2), 5, 20, offsets);
+  for (const Centre centre : {Centre::kNone, Centre::kOffsets, Centre::kZeros}) {
+    RandomStream random(1, static_cast<std::uint64_t>(centre));
+    auto w = random_linear<Complex>(RandomStream(2), 5, 20, centre);  // the last group has 4
+    const auto real = random_linear<double>(RandomStream(2), 5, 20, centre);
     const auto x = normals(random, 3 * 20), d_y = normals(random, 3 * 5);
     const auto g = ref::linear_backward(real, x, d_y);
     auto point = complex(x);
     const auto loss = [&] { return weighted(ref::linear(w, point), d_y); };
     expect_gradient(point, g.d_x, loss, "linear_x");
     expect_gradient(w.scales, g.d_scales, loss, "linear_scales");
-    if (offsets) expect_gradient(w.offsets, g.d_offsets, loss, "linear_offsets");
+    if (centre == Centre::kOffsets) expect_gradient(w.offsets, g.d_offsets, loss, "linear_offsets");
+    if (centre == Centre::kZeros) expect_gradient(w.zeros, g.d_zeros, loss, "linear_zeros");
   }
+  RandomStream random(3);
+  auto w = random_dense<Complex>(RandomStream(4), 5, 7);
+  const auto real = random_dense<double>(RandomStream(4), 5, 7);
+  const auto x = normals(random, 3 * 7), d_y = normals(random, 3 * 5);
+  const auto g = ref::linear_backward(real, x, d_y);
+  auto point = complex(x);
+  const auto loss = [&] { return weighted(ref::linear(w, point), d_y); };
+  expect_gradient(point, g.d_x, loss, "dense_x");
+  expect_gradient(w.dense, g.d_weight, loss, "dense_weight");
+  EXPECT_TRUE(g.d_scales.empty());
+}
+
+// Weak columns apart from the codes, or on top of them; pooled inputs with a shorter last pool.
+struct LayerCase {
+  std::string name;
+  std::vector<ref::Index> weight_columns, weak_columns;
+  ref::Index inputs = 0, pool = 1;  // of A; 0: no low-rank path
+  bool dropout = false;
+};
+
+template <class T>
+ref::LinearLayer<T> random_layer(const LayerCase& c) {
+  ref::LinearLayer<T> w;
+  w.columns = 10;
+  w.weight = random_linear<T>(RandomStream(5), 6,
+                              static_cast<std::int64_t>(c.weight_columns.size()), Centre::kZeros);
+  w.weight_columns = c.weight_columns;
+  w.weak_columns = c.weak_columns;
+  if (!c.weak_columns.empty())
+    w.weak = random_dense<T>(RandomStream(6), 6, static_cast<std::int64_t>(c.weak_columns.size()));
+  if (c.inputs == 0) return w;
+  w.a = random_dense<T>(RandomStream(7), 2, c.inputs);
+  w.b = random_dense<T>(RandomStream(8), 6, 2);
+  w.scale = 0.7;
+  w.pool = c.pool;
+  RandomStream random(9);
+  for (ref::Index i = 0; c.dropout && i < 3 * c.inputs; ++i)
+    w.mask.push_back(random.below(3) == 0 ? 0.0 : 1.5);
+  return w;
+}
+
+TEST(Reference, LinearLayer) {
+  const std::vector<ref::Index> all{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  const LayerCase cases[] = {
+      {"last", {0, 1, 2, 3, 4, 5, 6}, {7, 8, 9}},
+      {"anywhere", {0, 2, 3, 4, 6, 7, 8, 9}, {5, 1}},
+      {"on_top", all, {8, 3, 4}},
+      {"low_rank", all, {}, 10},
+      {"pooled", all, {}, 3, 4},
+      {"dropout", all, {}, 10, 1, true},
+      {"everything", {0, 2, 3, 4, 6, 7, 8, 9}, {5, 1}, 3, 4, true},
+  };
+  for (const LayerCase& c : cases) {
+    RandomStream random(10);
+    auto w = random_layer<Complex>(c);
+    const auto x = normals(random, 3 * 10), d_y = normals(random, 3 * 6);
+    const auto g = ref::linear_backward(random_layer<double>(c), x, d_y);
+    auto point = complex(x);
+    const auto loss = [&] { return weighted(ref::linear(w, point), d_y); };
+    expect_gradient(point, g.d_x, loss, c.name + "_x");
+    expect_gradient(w.weight.scales, g.d_scales, loss, c.name + "_scales");
+    expect_gradient(w.weight.zeros, g.d_zeros, loss, c.name + "_zeros");
+    if (w.weak.rows > 0) expect_gradient(w.weak.dense, g.d_weak, loss, c.name + "_weak");
+    if (w.a.rows == 0) continue;
+    expect_gradient(w.a.dense, g.d_a, loss, c.name + "_a");
+    expect_gradient(w.b.dense, g.d_b, loss, c.name + "_b");
+  }
+}
+
+// What the parts mean, without the formulas above: a layer is the matrix of all its parts.
+TEST(Reference, LinearLayerIsAMatrix) {
+  const LayerCase c{"everything", {0, 2, 3, 4, 6, 7, 8, 9}, {5, 1}, 3, 4, false};
+  const auto w = random_layer<double>(c);
+  ref::Linear<double> whole;
+  whole.rows = 6;
+  whole.columns = 10;
+  whole.dense.resize(60);
+  for (ref::Index n = 0; n < 6; ++n) {
+    for (ref::Index i = 0; i < 8; ++i) {
+      const ref::Index at = n * w.weight.groups() + i / 8;
+      whole.dense[n * 10 + c.weight_columns[i]] +=
+          w.weight.scales[at] * (w.weight.codes[n * 8 + i] - w.weight.zeros[at]);
+    }
+    for (ref::Index i = 0; i < 2; ++i)
+      whole.dense[n * 10 + c.weak_columns[i]] += w.weak.dense[n * 2 + i];
+    for (ref::Index j = 0; j < 10; ++j)
+      for (ref::Index r = 0; r < 2; ++r)
+        whole.dense[n * 10 + j] += 0.7 * w.b.dense[n * 2 + r] * w.a.dense[r * 3 + j / 4];
+  }
+  RandomStream random(11);
+  const auto x = normals(random, 3 * 10);
+  const auto got = ref::linear(w, x), want = ref::linear(whole, x);
+  for (std::size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-13);
 }
 
 TEST(Reference, RmsNorm) {
@@ -160,7 +267,7 @@ TEST(Reference, WholeModel) {
   const auto loss = [&] { return 0.3 * ref::loss(model, tokens, learned); };
   for (std::size_t l = 0; l < model.layers.size(); ++l)
     for (std::size_t kind = 0; kind < ref::kLinears; ++kind) {
-      auto& linear = model.layers[l].linears[kind];
+      auto& linear = model.layers[l].linears[kind].weight;
       const auto& gradients = g.layers[l].linears[kind];
       const std::string what = "layer" + std::to_string(l) + "_linear" + std::to_string(kind);
       expect_gradient(linear.scales, gradients.d_scales, loss, what + "_scales");

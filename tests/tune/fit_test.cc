@@ -68,10 +68,10 @@ TEST_F(Fit, CountsWhatTheMethodLearns) {
             tuning_size(tunable_linears(loaded->file, modules), method, granularity);
         EXPECT_EQ(size.counts.trainable, (*tuning)->trainable());
         EXPECT_EQ(size.counts.padded, (*tuning)->parameters().size());
-        const auto tensors = (*tuning)->adapter_tensors();
+        const auto tensors = *(*tuning)->adapter_tensors();
         EXPECT_EQ(size.tensors, tensors.size());
         std::size_t bytes = 0;
-        for (const AdapterTensor& tensor : tensors) bytes += 2 * tensor.values.size();
+        for (const AdapterTensor& tensor : tensors) bytes += tensor.bytes.size();
         EXPECT_EQ(size.adapter_bytes, bytes);
       }
 }

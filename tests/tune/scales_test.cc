@@ -73,6 +73,12 @@ std::vector<f16> stored(const Model& model) {
   return out;
 }
 
+std::vector<f16> halves(const AdapterTensor& tensor) {
+  std::vector<f16> values(tensor.bytes.size() / sizeof(f16));
+  std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+  return values;
+}
+
 void perturb(TuningMethod& method, float size, std::uint64_t seed = 1) {
   RandomStream random(seed);
   for (float& value : method.parameters().values.span()) value += size * random.normal();
@@ -85,9 +91,9 @@ TEST(CommittedGroup, AtTheStartNothingChanges) {
   const auto check = [](f16 scale, f16 offset) {
     if (!finite(scale) || !finite(offset)) return;
     const f16 same = f32_to_f16(f16_to_f32(scale) * 1.0f);
-    const GroupValues now = committed_group({scale, offset}, same, std::nullopt);
+    const GroupValues now = committed_group({scale, offset, false}, same, std::nullopt);
     ASSERT_EQ(now.scale, scale);
-    ASSERT_EQ(now.offset, offset) << "scale bits " << scale;
+    ASSERT_EQ(now.centre, offset) << "scale bits " << scale;
   };
   for (std::uint32_t bits = 0; bits < 0x10000; ++bits)
     for (int i = 0; i < 64; ++i) {
@@ -104,30 +110,31 @@ TEST(CommittedGroup, AtTheStartNothingChanges) {
 TEST(CommittedGroup, KeepsTheZeroPoint) {
   RandomStream random(2);
   for (int i = 0; i < 200000; ++i) {
-    const GroupValues base{f32_to_f16(0.01f * random.normal()), f32_to_f16(0.1f * random.normal())};
+    const GroupValues base{f32_to_f16(0.01f * random.normal()), f32_to_f16(0.1f * random.normal()),
+                           false};
     const float theta = static_cast<float>(0.2 + 2.0 * random.uniform());
     const f16 scale = f32_to_f16(f16_to_f32(base.scale) * theta);
     if ((base.scale & 0x7fff) == 0) continue;
     const GroupValues now = committed_group(base, scale, std::nullopt);
     ASSERT_EQ(now.scale, scale);
     const double offset = -double{f16_to_f32(scale)} * zero_point(base);
-    ASSERT_NEAR(f16_to_f32(now.offset), offset, std::fabs(offset) * 0x1.01p-11 + 0x1p-25);
+    ASSERT_NEAR(f16_to_f32(now.centre), offset, std::fabs(offset) * 0x1.01p-11 + 0x1p-25);
   }
 }
 
 TEST(CommittedGroup, LearnedZeroPoints) {
-  const GroupValues base{f32_to_f16(0.5f), f32_to_f16(-2.0f)};
+  const GroupValues base{f32_to_f16(0.5f), f32_to_f16(-2.0f), false};
   EXPECT_EQ(zero_point(base), 4.0f);
   const GroupValues now = committed_group(base, f32_to_f16(0.25f), f32_to_f16(3.0f));
   EXPECT_EQ(f16_to_f32(now.scale), 0.25f);
-  EXPECT_EQ(f16_to_f32(now.offset), -0.75f);
+  EXPECT_EQ(f16_to_f32(now.centre), -0.75f);
   // A group of zero scale has no zero-point and stays.
   for (const f16 zero : {0x0000, 0x8000}) {
-    const GroupValues frozen{zero, f32_to_f16(1.5f)};
+    const GroupValues frozen{zero, f32_to_f16(1.5f), false};
     EXPECT_EQ(zero_point(frozen), 0.0f);
     const GroupValues still = committed_group(frozen, f32_to_f16(9.0f), f32_to_f16(1.0f));
     EXPECT_EQ(still.scale, frozen.scale);
-    EXPECT_EQ(still.offset, frozen.offset);
+    EXPECT_EQ(still.centre, frozen.centre);
   }
 }
 
@@ -259,8 +266,10 @@ TEST_F(Scales, ZeroPointsTooLargeForF16StayFrozen) {
     ASSERT_TRUE(status) << status.error().message;
     EXPECT_EQ(matrix.scales()[k], tiny);
     EXPECT_EQ(matrix.offsets()[k], offset);
-    for (const AdapterTensor& tensor : (*method)->adapter_tensors())
-      for (const f16 value : tensor.values) ASSERT_TRUE(finite(value)) << tensor.name;
+    const auto tensors = (*method)->adapter_tensors();
+    ASSERT_TRUE(tensors);
+    for (const AdapterTensor& tensor : *tensors)
+      for (const f16 value : halves(tensor)) ASSERT_TRUE(finite(value)) << tensor.name;
   }
 }
 
@@ -296,13 +305,13 @@ class ScaleGradient : public Scales {
     const double step = 1e-40;
     WorstError worst("worst_" + std::to_string(static_cast<int>(kind)));
     const Parameters& parameters = method.parameters();
-    const std::vector<AdapterTensor> committed = method.adapter_tensors();
+    const std::vector<AdapterTensor> committed = *method.adapter_tensors();
     for (const Parameter& parameter : parameters.list) {
       const Matrix& matrix = base->linear(parameter.linear).weight;
       const auto zeros = std::find_if(committed.begin(), committed.end(), [&](const auto& tensor) {
         return tensor.name == linear_tensor_name(parameter.linear) + ".zero";
       });
-      auto& linear = reference.layers[parameter.linear / 7].linears[parameter.linear % 7];
+      auto& linear = reference.layers[parameter.linear / 7].linears[parameter.linear % 7].weight;
       const bool zero = parameter.name.ends_with(".zero");
       const auto whole =
           widened(parameters.gradient.span().subspan(parameter.begin, parameter.count));
@@ -324,7 +333,7 @@ class ScaleGradient : public Scales {
           }
           if (matrix.has_offsets()) {
             const double m = f16_to_f32(matrix.offsets()[k]);
-            const double z = zeros == committed.end() ? 0 : f16_to_f32(zeros->values[at]);
+            const double z = zeros == committed.end() ? 0 : f16_to_f32(halves(*zeros)[at]);
             linear.offsets[at] += Complex(0, step * (kind == ScaleMethod::kBoth ? -s * z : m));
           }
           linear.scales[at] += Complex(0, step * s);
@@ -355,7 +364,7 @@ TEST_F(Scales, FrozenGroupsGetNoGradient) {
   options.head_dim = 20;  // 20 rows of k and v: 12 rows of padding
   options.heads = 8;
   const auto model = load(toy_file(options));
-  Matrix& q = model->layers[0].q_proj;
+  Matrix& q = model->layers[0].q_proj.weight;
   for (std::int64_t row = 0; row < 160; row += 3) q.scales()[q.scale_index(row, 1)] = 0x8000;
   Compute compute(*usable_kernels().front(), Precision::kDefault, 2);
   TrainingPass pass(compute, *model);
@@ -383,8 +392,8 @@ TEST_F(Scales, ParametersAndCounts) {
   std::vector<QuantizedShape> shapes;
   for (std::size_t i = 0; i < model->linear_count(); ++i)
     if (model->linear(i).weight.quantized())
-      shapes.push_back(
-          {model->linear(i).weight.rows(), model->linear(i).weight.groups(), model->linear(i).weight.has_offsets()});
+      shapes.push_back({model->linear(i).weight.rows(), model->linear(i).weight.groups(),
+                        model->linear(i).weight.has_offsets()});
   for (const ScaleMethod kind : kMethods)
     for (const ScaleGranularity granularity : kGranularities) {
       const auto method = make_scale_method(*model, {kind, granularity, {}});
@@ -399,13 +408,13 @@ TEST_F(Scales, ParametersAndCounts) {
         next += parameter.count;
         EXPECT_TRUE(parameter.name == linear_tensor_name(parameter.linear) + ".scale" ||
                     parameter.name == linear_tensor_name(parameter.linear) + ".zero");
-        EXPECT_TRUE((*method)->sink().wants(parameter.linear));
+        EXPECT_TRUE((*method)->sink().of(parameter.linear).wanted());
         const float start = parameter.name.ends_with(".zero") ? 0.0f : 1.0f;
         for (std::size_t i = 0; i < parameter.count; ++i)
           ASSERT_EQ(parameters.values[parameter.begin + i], start);
       }
       EXPECT_EQ(next, parameters.size());
-      EXPECT_FALSE((*method)->sink().wants(kUp));  // dense
+      EXPECT_FALSE((*method)->sink().of(kUp).wanted());  // dense
     }
   // 64 q and 32 k, v rows of 2 groups, ...: counted by hand for one layer.
   const std::size_t per_layer = 64 * 2 + 32 * 2 + 32 * 2 + 64 * 2 + 96 * 2 + 64 * 3;
@@ -425,8 +434,8 @@ TEST_F(Scales, TargetModules) {
   EXPECT_EQ(names,
             (std::vector<std::string>{"blk.0.attn_q.weight.scale", "blk.0.ffn_down.weight.scale",
                                       "blk.1.attn_q.weight.scale", "blk.1.ffn_down.weight.scale"}));
-  EXPECT_FALSE((*method)->sink().wants(kK));
-  EXPECT_TRUE((*method)->sink().wants(kQ));
+  EXPECT_FALSE((*method)->sink().of(kK).wanted());
+  EXPECT_TRUE((*method)->sink().of(kQ).wanted());
 }
 
 TEST_F(Scales, WhatCannotBeTunedIsRefused) {
@@ -435,14 +444,15 @@ TEST_F(Scales, WhatCannotBeTunedIsRefused) {
   ToyOptions dense;
   dense.linear_types = ToyOptions::all_linears(kF16);
   for (const ScaleMethod kind : {ScaleMethod::kZeros, ScaleMethod::kBoth})
-    EXPECT_EQ(error_of(q4_0, {kind, {}, {}}),
-              "the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "
-              "Q5_0: 16, Q8_0: 0) and cannot be tuned; use --method peqa, or a file in Q4_1 or "
-              "Q5_1");
+    EXPECT_EQ(
+        error_of(q4_0, {kind, {}, {}}),
+        "the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "
+        "Q5_0: 16, Q8_0: 0; symmetric: the middle) and cannot be tuned; use --method peqa, or "
+        "a file in Q4_1 or Q5_1, or one that `trimpot quantize` made with zero-points");
   EXPECT_EQ(error_of(q4_0, {}), "");
   EXPECT_EQ(error_of(dense, {}),
-            "no linear layer of this model is quantized, so there are no scales to tune; quantize "
-            "it to Q4_1, Q5_1, Q4_0, Q5_0 or Q8_0 first");
+            "no linear layer of this model is quantized, so there are no scales to tune; "
+            "`trimpot quantize` makes a quantized file of it");
   EXPECT_EQ(error_of({}, {ScaleMethod::kScales, {}, {"q_proj", "wq"}}),
             "target module \"wq\" matches nothing; this model has q_proj, k_proj, v_proj, o_proj, "
             "gate_proj, up_proj, down_proj");

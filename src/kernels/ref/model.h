@@ -15,7 +15,7 @@ enum LinearOf { kQ, kK, kV, kO, kGate, kUp, kDown, kLinears };
 template <class T>
 struct Layer {
   std::vector<T> attention_norm, feed_forward_norm;  // [hidden]
-  std::array<Linear<T>, kLinears> linears;
+  std::array<LinearLayer<T>, kLinears> linears;
 };
 
 template <class T>
@@ -57,7 +57,7 @@ std::vector<T> layer_forward(const Model<T>& model, const Layer<T>& layer, std::
 template <class T>
 struct LayerGradients {
   std::vector<T> d_x;
-  std::array<LinearGradients<T>, kLinears> linears;
+  std::array<LinearLayerGradients<T>, kLinears> linears;
 };
 
 // The forward's calls mirrored.

@@ -18,21 +18,34 @@ namespace trimpot::ref {
 
 using Index = std::int64_t;
 
-// A weight matrix: w[n, j] = scale[n, g] * code[n, j] + offset[n, g], g = j / group_size, where
-// `codes` already are q - z for formats with a fixed zero-point z. The convention w = s (q - z)
-// with a free z is offset = -s z. A dense matrix has its elements as codes and one scale of 1 per
-// row.
+// The residual connection; its gradient is d_y for both.
+template <class T>
+std::vector<T> add(std::vector<T> a, const std::vector<T>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+  return a;
+}
+
+// A weight matrix: w[n, j] = scale[n, g] * (code[n, j] - zero[n, g]) + offset[n, g] with
+// g = j / group_size, where `codes` already are q - z for formats with one zero-point z for all.
+// Or a dense one.
 template <class T>
 struct Linear {
   Index rows = 0, columns = 0, group_size = 32;
   std::vector<double> codes;  // [rows, columns], constants
   std::vector<T> scales;      // [rows, groups]
+  std::vector<T> zeros;       // [rows, groups] or empty
   std::vector<T> offsets;     // [rows, groups] or empty
+  std::vector<T> dense;       // [rows, columns]; then all of the above are empty
 
   Index groups() const { return (columns + group_size - 1) / group_size; }
   Index group(Index n, Index j) const { return n * groups() + j / group_size; }
+  T level(Index n, Index j) const {
+    const T code = T(codes[n * columns + j]);
+    return zeros.empty() ? code : code - zeros[group(n, j)];
+  }
   T weight(Index n, Index j) const {
-    const T product = scales[group(n, j)] * T(codes[n * columns + j]);
+    if (!dense.empty()) return dense[n * columns + j];
+    const T product = scales[group(n, j)] * level(n, j);
     return offsets.empty() ? product : product + offsets[group(n, j)];
   }
 };
@@ -50,11 +63,13 @@ std::vector<T> linear(const Linear<T>& w, const std::vector<T>& x) {
 }
 
 // dx[t, j]       = sum_n dy[t, n] w[n, j]
-// d_scale[n, g]  = sum_t dy[t, n] sum_{j in g} code[n, j] x[t, j]
-// d_offset[n, g] = sum_t dy[t, n] sum_{j in g} x[t, j]
+// d_weight[n, j] = sum_t dy[t, n] x[t, j]
+// d_scale[n, g]  = sum_{j in g} d_weight[n, j] (code[n, j] - zero[n, g])
+// d_zero[n, g]   = -scale[n, g] sum_{j in g} d_weight[n, j]
+// d_offset[n, g] = sum_{j in g} d_weight[n, j]
 template <class T>
 struct LinearGradients {
-  std::vector<T> d_x, d_scales, d_offsets;
+  std::vector<T> d_x, d_weight, d_scales, d_zeros, d_offsets;  // the last three of codes only
 };
 template <class T>
 LinearGradients<T> linear_backward(const Linear<T>& w, const std::vector<T>& x,
@@ -62,16 +77,111 @@ LinearGradients<T> linear_backward(const Linear<T>& w, const std::vector<T>& x,
   const Index tokens = static_cast<Index>(x.size()) / w.columns;
   LinearGradients<T> g;
   g.d_x.resize(x.size());
+  g.d_weight.resize(w.rows * w.columns);
   g.d_scales.resize(w.scales.size());
+  g.d_zeros.resize(w.scales.size());
   g.d_offsets.resize(w.scales.size());
   for (Index t = 0; t < tokens; ++t)
     for (Index n = 0; n < w.rows; ++n)
       for (Index j = 0; j < w.columns; ++j) {
-        const T d = d_y[t * w.rows + n], in = x[t * w.columns + j];
-        g.d_x[t * w.columns + j] += d * w.weight(n, j);
-        g.d_scales[w.group(n, j)] += d * in * T(w.codes[n * w.columns + j]);
-        g.d_offsets[w.group(n, j)] += d * in;
+        g.d_x[t * w.columns + j] += d_y[t * w.rows + n] * w.weight(n, j);
+        g.d_weight[n * w.columns + j] += d_y[t * w.rows + n] * x[t * w.columns + j];
       }
+  if (!w.dense.empty()) return g;
+  for (Index n = 0; n < w.rows; ++n)
+    for (Index j = 0; j < w.columns; ++j) {
+      const T d = g.d_weight[n * w.columns + j];
+      g.d_scales[w.group(n, j)] += d * w.level(n, j);
+      g.d_zeros[w.group(n, j)] -= d * w.scales[w.group(n, j)];
+      g.d_offsets[w.group(n, j)] += d;
+    }
+  return g;
+}
+
+// A linear layer: a weight, and what may stand beside it (weak columns: OWQ, QEFT; a low-rank pair:
+// LoRA, with pooled inputs QA-LoRA):
+//   y[t] = W x[t, weight_columns] + F x[t, weak_columns] + scale B A u[t]
+//   u[t, i] = mask[t, i] sum of x[t, j] over the channels j with j / pool = i
+template <class T>
+struct LinearLayer {
+  Index columns = 0;  // channels of x
+  Linear<T> weight;
+  std::vector<Index> weight_columns;  // channel of each of the weight's columns
+  Linear<T> weak;                     // no rows: none
+  std::vector<Index> weak_columns;
+  Linear<T> a, b;  // no rows: none
+  double scale = 0;
+  Index pool = 1;
+  std::vector<double> mask;  // of dropout, [tokens, columns of A]; empty: ones
+};
+
+// out[t, i] = x[t, channels[i]], and its transpose: d_x[t, channels[i]] += d_out[t, i].
+template <class T>
+std::vector<T> gather(const std::vector<T>& x, Index width, const std::vector<Index>& channels) {
+  std::vector<T> out;
+  for (std::size_t at = 0; at < x.size(); at += width)
+    for (const Index channel : channels) out.push_back(x[at + channel]);
+  return out;
+}
+template <class T>
+void scatter_add(const std::vector<T>& d_out, const std::vector<Index>& channels, Index width,
+                 std::vector<T>& d_x) {
+  for (std::size_t i = 0; i < d_out.size(); ++i)
+    d_x[i / channels.size() * width + channels[i % channels.size()]] += d_out[i];
+}
+
+// u of the low-rank path.
+template <class T>
+std::vector<T> low_rank_input(const LinearLayer<T>& w, const std::vector<T>& x) {
+  std::vector<T> u(x.size() / w.columns * w.a.columns);
+  for (std::size_t at = 0; at < x.size(); ++at) {
+    const Index to = at / w.columns * w.a.columns + at % w.columns / w.pool;
+    u[to] += w.mask.empty() ? x[at] : T(w.mask[to]) * x[at];
+  }
+  return u;
+}
+
+template <class T>
+std::vector<T> linear(const LinearLayer<T>& w, const std::vector<T>& x) {
+  std::vector<T> y = linear(w.weight, gather(x, w.columns, w.weight_columns));
+  if (w.weak.rows > 0) y = add(y, linear(w.weak, gather(x, w.columns, w.weak_columns)));
+  if (w.a.rows == 0) return y;
+  const std::vector<T> low_rank = linear(w.b, linear(w.a, low_rank_input(w, x)));
+  for (std::size_t i = 0; i < y.size(); ++i) y[i] += T(w.scale) * low_rank[i];
+  return y;
+}
+
+// With v = A u:  d_B = scale dy^T v,  dv = scale dy B,  d_A = dv^T u,  du = dv A.
+template <class T>
+struct LinearLayerGradients : LinearGradients<T> {  // of the weight, but for d_x
+  std::vector<T> d_weak, d_a, d_b;
+};
+template <class T>
+LinearLayerGradients<T> linear_backward(const LinearLayer<T>& w, const std::vector<T>& x,
+                                        const std::vector<T>& d_y) {
+  LinearLayerGradients<T> g{
+      linear_backward(w.weight, gather(x, w.columns, w.weight_columns), d_y), {}, {}, {}};
+  std::vector<T> d_x(x.size());
+  scatter_add(g.d_x, w.weight_columns, w.columns, d_x);
+  if (w.weak.rows > 0) {
+    const auto weak = linear_backward(w.weak, gather(x, w.columns, w.weak_columns), d_y);
+    scatter_add(weak.d_x, w.weak_columns, w.columns, d_x);
+    g.d_weak = weak.d_weight;
+  }
+  if (w.a.rows > 0) {
+    std::vector<T> scaled = d_y;
+    for (T& value : scaled) value *= T(w.scale);
+    const std::vector<T> u = low_rank_input(w, x);
+    const auto outer = linear_backward(w.b, linear(w.a, u), scaled);
+    const auto inner = linear_backward(w.a, u, outer.d_x);
+    for (std::size_t at = 0; at < x.size(); ++at) {
+      const Index from = at / w.columns * w.a.columns + at % w.columns / w.pool;
+      d_x[at] += w.mask.empty() ? inner.d_x[from] : T(w.mask[from]) * inner.d_x[from];
+    }
+    g.d_a = inner.d_weight;
+    g.d_b = outer.d_weight;
+  }
+  g.d_x = std::move(d_x);
   return g;
 }
 
@@ -237,13 +347,6 @@ SwigluGradients<T> swiglu_backward(const std::vector<T>& gate, const std::vector
     g.d_up[i] = d_out[i] * gate[i] * s;
   }
   return g;
-}
-
-// The residual connection; its gradient is d_y for both.
-template <class T>
-std::vector<T> add(std::vector<T> a, const std::vector<T>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
-  return a;
 }
 
 // -log softmax(logits)[label] = log sum exp logits - logits[label]
