@@ -11,9 +11,10 @@
 #include "data/records.h"
 #include "text/chat_template.h"
 #include "tune/adapter.h"
+#include "model/save.h"
 #include "tune/fit.h"
+#include "tune/methods.h"
 #include "tune/progress.h"
-#include "tune/scales.h"
 #include "tune/trainer.h"
 
 namespace trimpot::cli {
@@ -28,7 +29,16 @@ struct TuneOptions {
   std::string method = "peqa";
   std::string granularity = "group";
   std::vector<std::string> target_modules;
-  std::string schedule = "linear";
+  std::optional<std::string> schedule;  // these: the method's preset where not given
+  std::optional<double> learning_rate, warmup_ratio, max_grad_norm, alpha, dropout;
+  std::optional<std::uint64_t> warmup_steps;
+  std::optional<std::int64_t> rank;
+  bool rank_stabilized = false;
+  std::int64_t weak_columns = 0;
+  int bits = 4;
+  std::int64_t group_size = 128;
+  std::string teacher;
+  double teacher_weight = 1.0;
   std::string val_size = "auto";
   std::string run_folder;
   std::string resume;
@@ -43,12 +53,6 @@ struct TuneOptions {
 };
 
 bool ends_with_gguf(const std::string& path) { return path.ends_with(".gguf"); }
-
-ScaleMethod scale_method(const std::string& name) {
-  return name == "peqa-zero"   ? ScaleMethod::kZeros
-         : name == "peqa-both" ? ScaleMethod::kBoth
-                               : ScaleMethod::kScales;
-}
 
 // The run folder of an output that has none named: "out/tuned.gguf" -> "out/tuned.run".
 std::string default_run_folder(const std::string& output) {
@@ -104,6 +108,28 @@ Result<double> validation_size(const std::string& text, std::size_t examples) {
   return value;
 }
 
+// What the method was told, for checkpoints and adapters.
+Json method_options(const TuneOptions& options) {
+  Json json{{"target_modules", options.target_modules}};
+  if (options.method.starts_with("peqa")) json["scale_granularity"] = options.granularity;
+  if (options.weak_columns > 0) json["weak_columns"] = options.weak_columns;
+  if (is_low_rank(options.method)) {
+    json["lora_r"] = *options.rank;
+    json["lora_alpha"] = *options.alpha;
+    json["lora_dropout"] = *options.dropout;
+    json["rslora"] = options.rank_stabilized;
+  }
+  if (options.method == "qat") {
+    json["bits"] = options.bits;
+    json["group_size"] = options.group_size;
+  }
+  if (!options.teacher.empty()) {
+    json["teacher"] = options.teacher;
+    json["kd_weight"] = options.teacher_weight;
+  }
+  return json;
+}
+
 // Everything that decides what a run computes, except the number of threads.
 std::string run_identity(const TuneOptions& options, const Examples& examples,
                          const Fingerprint& base) {
@@ -124,10 +150,9 @@ std::string run_identity(const TuneOptions& options, const Examples& examples,
               {"data", fmt::format("{:016x}", data_hash)},
               {"precision", options.model.precision},
               {"method", options.method},
-              {"scale_granularity", options.granularity},
-              {"target_modules", options.target_modules},
+              {"method_options", method_options(options)},
               {"learning_rate", t.learning_rate},
-              {"lr_scheduler_type", options.schedule},
+              {"lr_scheduler_type", *options.schedule},
               {"warmup_ratio", t.warmup_ratio},
               {"warmup_steps", t.warmup_steps},
               {"weight_decay", t.adamw.weight_decay},
@@ -146,8 +171,13 @@ std::string run_identity(const TuneOptions& options, const Examples& examples,
 }
 
 Status check_memory(const TuneOptions& options, const gguf::File& file, int threads) {
+  if (!options.method.starts_with("peqa") || file.find_tensor("token_embd.weight") == nullptr ||
+      file.find_tensor(linear_tensor_name(0)) == nullptr)
+    return {};
   FitOptions fit;
-  fit.method = scale_method(options.method);
+  fit.method = options.method == "peqa-zero"   ? ScaleMethod::kZeros
+               : options.method == "peqa-both" ? ScaleMethod::kBoth
+                                               : ScaleMethod::kScales;
   fit.granularity =
       options.granularity == "row" ? ScaleGranularity::kRow : ScaleGranularity::kGroup;
   fit.target_modules = options.target_modules;
@@ -174,17 +204,103 @@ struct Outcome {
   std::optional<double> reloaded_loss;
 };
 
+std::int64_t weak_columns_of(const Model& model) {
+  std::int64_t most = 0;
+  for (std::size_t index = 0; index < model.linear_count(); ++index)
+    most = std::max(most, model.linear(index).weak.columns());
+  return most;
+}
+
+// Fills in what was not given from the method's preset for a model of this size.
+Status resolve_preset(TuneOptions& options, const Model& model) {
+  std::size_t parameters = 0;
+  for (std::size_t index = 0; index < model.linear_count(); ++index)
+    parameters += static_cast<std::size_t>(model.linear(index).rows() * model.linear(index).columns);
+  const std::int64_t weak =
+      options.weak_columns > 0 ? options.weak_columns : weak_columns_of(model);
+  TRIMPOT_TRY(const TuningPreset preset, preset_of(options.method, parameters, weak));
+  TrainerOptions& t = options.trainer;
+  t.learning_rate = options.learning_rate.value_or(preset.learning_rate);
+  if (!options.schedule)
+    options.schedule = preset.schedule == ScheduleKind::kLinear   ? "linear"
+                       : preset.schedule == ScheduleKind::kCosine ? "cosine"
+                                                                  : "constant";
+  TRIMPOT_TRY(t.schedule, parse_schedule_kind(*options.schedule));
+  t.warmup_ratio = options.warmup_ratio.value_or(preset.warmup_ratio);
+  t.warmup_steps =
+      options.warmup_steps.value_or(options.warmup_ratio ? 0 : preset.warmup_steps);
+  t.max_grad_norm = options.max_grad_norm.value_or(preset.max_grad_norm);
+  options.rank = options.rank.value_or(preset.rank);
+  options.alpha = options.alpha.value_or(preset.alpha);
+  options.dropout = options.dropout.value_or(preset.dropout);
+  if (options.target_modules.empty()) options.target_modules = preset.target_modules;
+  return {};
+}
+
+Result<std::unique_ptr<TuningMethod>> prepare_method(const TuneOptions& options, Engine& engine,
+                                                     const Examples& examples) {
+  MethodOptions how;
+  how.method = options.method;
+  how.granularity =
+      options.granularity == "row" ? ScaleGranularity::kRow : ScaleGranularity::kGroup;
+  how.target_modules = options.target_modules;
+  how.low_rank.rank = *options.rank;
+  how.low_rank.alpha = *options.alpha;
+  how.low_rank.dropout = *options.dropout;
+  how.low_rank.rank_stabilized = options.rank_stabilized;
+  how.low_rank.seed = options.trainer.seed;
+  how.scheme.bits = options.bits;
+  how.scheme.group_size = options.group_size;
+  if (options.weak_columns > 0) {
+    if (options.method != "qeft")
+      return fail("--weak-columns: method qeft tunes some, {} does not", options.method);
+    if (const std::int64_t has = weak_columns_of(*engine.model); has > 0)
+      return fail("--weak-columns: this file has {} weak columns in every layer already; leave the "
+                  "option out to tune them",
+                  has);
+    TRIMPOT_TRY(how.new_columns,
+                choose_weak_columns(engine.compute, *engine.model, examples.set,
+                                    options.weak_columns, options.target_modules));
+  }
+  TRIMPOT_TRY(auto method, make_method(engine.compute, *engine.model, how));
+  if (!ends_with_gguf(options.output)) {
+    if (options.method == "full" || options.method == "qat")
+      return fail("{}: method {} changes all weights; its result is a model file (.gguf), not an "
+                  "adapter",
+                  options.output, options.method);
+    return method;
+  }
+  const std::string why = why_not_gguf(*engine.model);
+  if (!why.empty()) return fail("{}: {}", options.output, why);
+  return method;
+}
+
+// The tuned model as a file of the base's kind, or of the method's.
+Status write_model(const TuneOptions& options, const Engine& engine) {
+  const Model& model = *engine.model;
+  bool replaced = options.method == "qat";
+  std::vector<bool> changed(model.linear_count());
+  for (std::size_t index = 0; index < changed.size(); ++index) {
+    changed[index] = (options.method == "qat" || options.method == "full") &&
+                     is_target(options.target_modules, index);
+    const bool was_dense = engine.file.find_tensor(linear_tensor_name(index)) != nullptr &&
+                           element_type_info(engine.file.find_tensor(linear_tensor_name(index))->type)
+                                   .block_elements == 1;
+    replaced = replaced || (changed[index] && !was_dense);
+  }
+  if (replaced)
+    return save_model(engine.file, model, changed, ElementType::kF16, options.output);
+  return export_gguf(engine.file, model, options.output);
+}
+
 Result<Outcome> train_and_write(const TuneOptions& options, Engine& engine,
-                                const Examples& examples) {
+                                const Examples& examples, const Engine* teacher) {
   Outcome outcome;
   TuneOptions resolved = options;
   TRIMPOT_TRY(resolved.trainer.val_size, validation_size(options.val_size, examples.set.size()));
-  ScaleOptions scale_options;
-  scale_options.method = scale_method(options.method);
-  scale_options.granularity =
-      options.granularity == "row" ? ScaleGranularity::kRow : ScaleGranularity::kGroup;
-  scale_options.target_modules = options.target_modules;
-  TRIMPOT_TRY(const auto method, make_scale_method(*engine.model, scale_options));
+  if (teacher != nullptr)
+    resolved.trainer.teacher = {teacher->model.get(), options.teacher_weight};
+  TRIMPOT_TRY(const auto method, prepare_method(options, engine, examples));
   outcome.trainable = method->trainable();
   const Fingerprint base = fingerprint(engine.file);
   TRIMPOT_TRY(Trainer trainer, Trainer::create(engine.compute, *engine.model, *method, examples.set,
@@ -243,13 +359,12 @@ Result<Outcome> train_and_write(const TuneOptions& options, Engine& engine,
   if (!trained->finished) return outcome;
 
   if (ends_with_gguf(options.output)) {
-    TRIMPOT_TRY_VOID(export_gguf(engine.file, *engine.model, options.output));
+    TRIMPOT_TRY_VOID(write_model(options, engine));
   } else {
-    const Json method_options{{"scale_granularity", options.granularity},
-                              {"target_modules", options.target_modules}};
     TRIMPOT_TRY(const std::vector<AdapterTensor> tensors, method->adapter_tensors());
-    TRIMPOT_TRY_VOID(
-        write_adapter(options.output, base, options.method, method_options.dump(), tensors));
+    TRIMPOT_TRY_VOID(write_adapter(options.output, base, options.method,
+                                   method_options(options).dump(), tensors,
+                                   low_rank_metadata(*engine.model, *options.alpha)));
   }
   return outcome;
 }
@@ -322,10 +437,22 @@ Status report(const TuneOptions& options, const Outcome& outcome) {
   return print(text);
 }
 
+Result<std::unique_ptr<Engine>> load_teacher(const TuneOptions& options, const Engine& student) {
+  if (options.teacher.empty()) return std::unique_ptr<Engine>();
+  ModelOptions teacher = options.model;
+  teacher.model = options.teacher;
+  teacher.adapter.clear();
+  TRIMPOT_TRY(auto engine, load_engine(teacher));
+  if (engine->model->config.vocabulary != student.model->config.vocabulary)
+    return fail("{}: the teacher has {} tokens, the model {}; they must share a vocabulary",
+                options.teacher, engine->model->config.vocabulary,
+                student.model->config.vocabulary);
+  return engine;
+}
+
 Status tune(TuneOptions options) {
   TRIMPOT_TRY_VOID(check_output(options));
   options.trainer.shuffle = !options.no_shuffle;
-  TRIMPOT_TRY(options.trainer.schedule, parse_schedule_kind(options.schedule));
   Outcome outcome;
   std::optional<Examples> examples;
   {
@@ -338,8 +465,14 @@ Status tune(TuneOptions options) {
                        options.model.threads > 0 ? options.model.threads : default_thread_count()));
     }
     TRIMPOT_TRY(const auto engine, load_engine(options.model));
+    TRIMPOT_TRY_VOID(resolve_preset(options, *engine->model));
+    if (!options.quiet)
+      note(fmt::format("{}: learning rate {:g} ({}), {}", options.method,
+                       options.trainer.learning_rate, *options.schedule,
+                       options.learning_rate ? "as told" : "its preset for a model of this size"));
     TRIMPOT_TRY(examples, load_examples(options, *engine));
-    TRIMPOT_TRY(outcome, train_and_write(options, *engine, *examples));
+    TRIMPOT_TRY(const auto teacher, load_teacher(options, *engine));
+    TRIMPOT_TRY(outcome, train_and_write(options, *engine, *examples, teacher.get()));
   }
   if (!outcome.training.finished) {
     note(
@@ -352,23 +485,67 @@ Status tune(TuneOptions options) {
   return report(options, outcome);
 }
 
-void add_training_options(CLI::App& command, TuneOptions& options) {
-  TrainerOptions& t = options.trainer;
+void add_method_options(CLI::App& command, TuneOptions& options) {
   command
-      .add_option("--lr,--learning-rate", t.learning_rate,
-                  "step relative to each scale: 5e-3 moves a scale by about 0.5 % a step at most")
+      .add_option("--method", options.method,
+                  "what learns: peqa (scales), peqa-zero (zero-points), peqa-both, qeft (weak "
+                  "columns), lora, qlora, qalora, platypus (low-rank pairs), full, qat (all "
+                  "weights)")
+      ->check(CLI::IsMember(method_names()))
       ->capture_default_str();
-  command.add_option("--lr-scheduler-type", options.schedule, "constant, linear or cosine")
-      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
+  command
+      .add_option("--scale-granularity", options.granularity,
+                  "peqa: group: every scale; row: one factor per output row")
+      ->check(CLI::IsMember({"group", "row"}))
       ->capture_default_str();
-  command.add_option("--warmup-ratio", t.warmup_ratio, "part of the steps that warms up")
+  command
+      .add_option("--target-modules", options.target_modules,
+                  "linear layers to tune: q_proj,k_proj,... (default: all; platypus: the "
+                  "feed-forward ones)")
+      ->delimiter(',');
+  command
+      .add_option("--weak-columns", options.weak_columns,
+                  "qeft, for a file without weak columns: choose so many in every layer; the "
+                  "result is an adapter")
+      ->check(CLI::Range(1, 1 << 20));
+  command.add_option("--lora-r,--lora-rank", options.rank, "rank (default 64; platypus 16)");
+  command.add_option("--lora-alpha", options.alpha, "the path is scaled by alpha / r (default 16)");
+  command.add_option("--lora-dropout", options.dropout, "of the path's input (default: preset)");
+  command.add_flag("--rslora", options.rank_stabilized, "scale by alpha / sqrt(r)");
+  command.add_option("--bits", options.bits, "qat: bits of a code")
+      ->check(CLI::IsMember({3, 4, 8}))
+      ->capture_default_str();
+  command
+      .add_option("--group-size", options.group_size,
+                  "qat: columns that share a scale; -1: a whole row")
+      ->capture_default_str();
+  command.add_option("--teacher", options.teacher,
+                     "a full-precision GGUF whose predictions are learned instead of the data's: "
+                     "heals quantization without labels");
+  command
+      .add_option("--kd-weight", options.teacher_weight,
+                  "the teacher's part of the loss; the rest is the data's")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  command.add_option("--warmup-steps", t.warmup_steps, "steps that warm up, instead of the ratio");
+}
+
+void add_training_options(CLI::App& command, TuneOptions& options) {
+  TrainerOptions& t = options.trainer;
+  command.add_option("--lr,--learning-rate", options.learning_rate,
+                     "default: the method's preset for the model's size; for peqa the step is "
+                     "relative: 5e-3 moves a scale by about 0.5 % at most");
+  command
+      .add_option("--lr-scheduler-type", options.schedule,
+                  "constant, linear or cosine (default: the method's preset)")
+      ->check(CLI::IsMember({"constant", "linear", "cosine"}));
+  command.add_option("--warmup-ratio", options.warmup_ratio, "part of the steps that warms up")
+      ->check(CLI::Range(0.0, 1.0));
+  command.add_option("--warmup-steps", options.warmup_steps,
+                     "steps that warm up, instead of the ratio");
   command.add_option("--weight-decay", t.adamw.weight_decay, "AdamW's decay of the scales")
       ->capture_default_str();
-  command.add_option("--max-grad-norm", t.max_grad_norm, "gradient clipping; 0: none")
-      ->capture_default_str();
+  command.add_option("--max-grad-norm", options.max_grad_norm,
+                     "gradient clipping; 0: none (default: the method's preset)");
   command
       .add_option("--batch-size,--per-device-train-batch-size", t.batch_size, "sequences of a step")
       ->check(CLI::Range(1, 1 << 20))
@@ -426,20 +603,7 @@ void add_tune(CLI::App& app, Action& action) {
       ->add_option("-o,--output", options->output,
                    "OUT.gguf: a whole model file; OUT.safetensors: an adapter")
       ->required();
-  command
-      ->add_option("--method", options->method,
-                   "what learns: peqa (scales), peqa-zero (zero-points), peqa-both")
-      ->check(CLI::IsMember({"peqa", "peqa-zero", "peqa-both"}))
-      ->capture_default_str();
-  command
-      ->add_option("--scale-granularity", options->granularity,
-                   "group: every scale; row: one factor per output row")
-      ->check(CLI::IsMember({"group", "row"}))
-      ->capture_default_str();
-  command
-      ->add_option("--target-modules", options->target_modules,
-                   "linear layers to tune: q_proj,k_proj,... (default: all)")
-      ->delimiter(',');
+  add_method_options(*command, *options);
   add_training_options(*command, *options);
   command->add_option("--run-dir", options->run_folder,
                       "folder for metrics.jsonl, loss.svg and checkpoints (default: the output's "

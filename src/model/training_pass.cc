@@ -45,6 +45,71 @@ void TrainingPass::prepare(const TrainingBatch& batch, bool with_gradients) {
   dx_.reserve(rows_ * config.hidden);
 }
 
+void TrainingPass::run_teacher(const TrainingBatch& batch) {
+  const Model& teacher = *teacher_.model;
+  const ModelConfig& config = teacher.config;
+  if (teacher_caches_.size() < batch.lengths.size()) teacher_caches_.resize(batch.lengths.size());
+  Batch rows{batch.tokens, rows_of_.segments};
+  for (std::size_t i = 0; i < rows.segments.size(); ++i) {
+    teacher_caches_[i].allocate(compute_, config.attention, rows.segments[i].count);
+    rows.segments[i].cache = &teacher_caches_[i];
+  }
+  teacher_rope_.fill(teacher, rows);
+  teacher_activations_.allocate(config, rows_);
+  teacher_x_.reserve(rows_ * config.hidden);
+  embed(compute_, teacher, batch.tokens, teacher_x_.data());
+  for (const LayerWeights& layer : teacher.layers)
+    layer_forward(compute_, config, layer, rows.segments, teacher_rope_, rows_, teacher_x_.data(),
+                  teacher_activations_, teacher_x_.data());
+}
+
+void TrainingPass::learn_row(TokenId label, float weight, bool gradients, float* logits,
+                             float* taught, int member, double& loss, std::uint8_t& correct) {
+  const Kernels& k = compute_.kernels;
+  const std::int64_t vocabulary = model_.config.vocabulary;
+  const bool half = uses_bf16(compute_);
+  const float at_label = logits[label];
+  const float lse = k.log_sum_exp(logits, vocabulary);
+  const double from_data = static_cast<double>(lse) - static_cast<double>(at_label);
+  correct = *std::max_element(logits, logits + vocabulary) == at_label;
+  loss = from_data;
+  // p - 1 at the label, computed apart: the difference would lose digits in bf16.
+  const float p_label = std::exp(at_label - lse);
+  if (taught == nullptr) {
+    if (!gradients) return;
+    k.softmax_gradient(logits, vocabulary, lse, weight, half);
+    const float d_label = weight * (p_label - 1.0f);
+    if (half) {
+      auto* rounded = reinterpret_cast<bf16*>(logits);
+      rounded[label] = f32_to_bf16(d_label);
+      if (vocabulary % 2 != 0) rounded[vocabulary] = 0;
+    } else {
+      logits[label] = d_label;
+    }
+    return;
+  }
+  // KL = sum p_t (t - s) - lse_t + lse_s, and d = weight (p_s - share p_t - (1 - share) label).
+  const auto share = static_cast<float>(teacher_.weight);
+  float* scratch = compute_.scratch(member, static_cast<std::size_t>(vocabulary));
+  k.scale(logits, vocabulary, -1.0f, scratch);
+  k.add(taught, vocabulary, scratch);
+  const float lse_taught = k.log_sum_exp(taught, vocabulary);
+  k.softmax_gradient(taught, vocabulary, lse_taught, 1.0f, false);
+  const double divergence = static_cast<double>(k.dot(taught, scratch, vocabulary)) -
+                            static_cast<double>(lse_taught) + static_cast<double>(lse);
+  loss = (1.0 - teacher_.weight) * from_data + teacher_.weight * divergence;
+  if (!gradients) return;
+  k.softmax_gradient(logits, vocabulary, lse, weight, false);
+  k.scale(taught, vocabulary, -weight * share, scratch);
+  k.add(scratch, vocabulary, logits);
+  logits[label] = weight * (p_label - (1.0f - share)) + scratch[label];
+  if (!half) return;
+  auto* rounded = reinterpret_cast<bf16*>(scratch);
+  k.to_bf16(logits, vocabulary, rounded);
+  if (vocabulary % 2 != 0) rounded[vocabulary] = 0;
+  std::memcpy(logits, rounded, static_cast<std::size_t>(vocabulary + vocabulary % 2) * 2);
+}
+
 void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients, const float* x,
                         LossSum& sum) {
   const std::int64_t hidden = model_.config.hidden, vocabulary = model_.config.vocabulary;
@@ -55,6 +120,10 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
   labelled_x_.reserve(step * hidden);
   d_labelled_x_.reserve(step * hidden);
   d_normed_.reserve(step * hidden);
+  if (teacher_.model != nullptr) {
+    teacher_logits_.reserve(std::min(step, labelled) * vocabulary);
+    teacher_rows_.reserve(step * teacher_.model->config.hidden);
+  }
   row_loss_.resize(labelled);
   row_correct_.resize(labelled);
   if (gradients) std::memset(dx_.data(), 0, rows_ * hidden * sizeof(float));
@@ -63,25 +132,19 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
     for (std::int64_t i = 0; i < count; ++i)
       std::copy_n(x + labelled_rows_[begin + i] * hidden, hidden, labelled_x_.data() + i * hidden);
     head_.forward(compute_, model_, count, labelled_x_.data(), logits_.data());
-    const bool half = uses_bf16(compute_);
-    compute_.team.for_each(count, 1, [&](std::int64_t i, std::int64_t, int) {
-      float* logits = logits_.data() + i * vocabulary;
-      const TokenId label = batch.tokens[labelled_rows_[begin + i] + 1];
-      const float at_label = logits[label];
-      const float lse = compute_.kernels.log_sum_exp(logits, vocabulary);
-      row_loss_[begin + i] = static_cast<double>(lse) - static_cast<double>(at_label);
-      row_correct_[begin + i] = *std::max_element(logits, logits + vocabulary) == at_label;
-      if (!gradients) return;
-      compute_.kernels.softmax_gradient(logits, vocabulary, lse, weight, half);
-      // p - 1 at the label, computed apart: the difference would lose digits in bf16.
-      const float d_label = weight * (std::exp(at_label - lse) - 1.0f);
-      if (half) {
-        auto* rounded = reinterpret_cast<bf16*>(logits);
-        rounded[label] = f32_to_bf16(d_label);
-        if (vocabulary % 2 != 0) rounded[vocabulary] = 0;
-      } else {
-        logits[label] = d_label;
-      }
+    if (teacher_.model != nullptr) {
+      const std::int64_t width = teacher_.model->config.hidden;
+      for (std::int64_t i = 0; i < count; ++i)
+        std::copy_n(teacher_x_.data() + labelled_rows_[begin + i] * width, width,
+                    teacher_rows_.data() + i * width);
+      teacher_head_.forward(compute_, *teacher_.model, count, teacher_rows_.data(),
+                            teacher_logits_.data());
+    }
+    compute_.team.for_each(count, 1, [&](std::int64_t i, std::int64_t, int member) {
+      learn_row(batch.tokens[labelled_rows_[begin + i] + 1], weight, gradients,
+                logits_.data() + i * vocabulary,
+                teacher_.model != nullptr ? teacher_logits_.data() + i * vocabulary : nullptr,
+                member, row_loss_[begin + i], row_correct_[begin + i]);
     });
     if (!gradients) continue;
     head_backward(compute_, model_.head_view(), logits_.data(), vocabulary, count,
@@ -125,6 +188,7 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
     layer_forward(compute_, model_.config, model_.layers[layer], rows_of_.segments, rope_, rows_, x,
                   activations_, checkpoint(last));
   }
+  if (teacher_.model != nullptr) run_teacher(batch);
   LossSum sum;
   head(batch, weight, sink != nullptr, checkpoint(last), sum);
   if (!std::isfinite(sum.loss)) {

@@ -27,9 +27,19 @@ struct LossSum {
 // Learned tokens of a batch that have a token before them.
 std::int64_t count_predictions(const TrainingBatch& batch);
 
+// A full-precision model whose predictions are learned: the loss of a position becomes
+//   (1 - weight) (-log p(label)) + weight KL(teacher || model)
+// with the divergence over the whole vocabulary. It heals what quantization damaged without any
+// label, and must have the same vocabulary.
+struct Teacher {
+  const Model* model = nullptr;
+  double weight = 1.0;
+};
+
 class TrainingPass {
  public:
-  TrainingPass(Compute& compute, const Model& model) : compute_(compute), model_(model) {}
+  TrainingPass(Compute& compute, const Model& model, Teacher teacher = {})
+      : compute_(compute), model_(model), teacher_(teacher) {}
 
   // Adds up the loss; with a sink also the gradients of weight * (sum of losses).
   // Errors: a token outside the vocabulary, a loss that is not finite.
@@ -37,6 +47,11 @@ class TrainingPass {
 
  private:
   void prepare(const TrainingBatch& batch, bool with_gradients);
+  // The teacher's hidden states after its last layer, in teacher_x_.
+  void run_teacher(const TrainingBatch& batch);
+  // Loss and gradient of one row of logits; `taught` are the teacher's, overwritten (null: none).
+  void learn_row(TokenId label, float weight, bool gradients, float* logits, float* taught,
+                 int member, double& loss, std::uint8_t& correct);
   // Loss over learned rows; leaves d loss / d x (last layer's output) in dx_ when `gradients`.
   void head(const TrainingBatch& batch, float weight, bool gradients, const float* x, LossSum& sum);
   void backward(const GradientSink& sink);
@@ -46,6 +61,7 @@ class TrainingPass {
 
   Compute& compute_;
   const Model& model_;
+  Teacher teacher_;
   std::int64_t rows_ = 0;
   std::vector<KeyValues> caches_;  // one per sequence, reused by all layers
   Batch rows_of_;                  // tokens and segments
@@ -59,6 +75,11 @@ class TrainingPass {
   std::vector<double> row_loss_;
   std::vector<std::uint8_t> row_correct_;
   Head head_;
+  LayerActivations teacher_activations_;
+  RopeTable teacher_rope_;
+  std::vector<KeyValues> teacher_caches_;
+  AlignedBuffer<float> teacher_x_, teacher_rows_, teacher_logits_;
+  Head teacher_head_;
 };
 
 }  // namespace trimpot

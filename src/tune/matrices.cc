@@ -212,10 +212,12 @@ class MatrixTuning final : public TuningMethod {
   GradientSink sink_;
 };
 
-// Replaces a layer's weight by its dequantized f32 form.
+// Replaces a layer's codes by their f16 values: what a tuned file will hold.
 void make_dense(Linear& linear) {
-  Matrix dense = Matrix::zeros(Storage::kF32, linear.weight.rows(), linear.weight.columns());
-  read_values(linear.weight, dense.dense_f32());
+  Matrix dense = Matrix::zeros(Storage::kF16, linear.weight.rows(), linear.weight.columns());
+  std::vector<float> values(dense.dense_f16().size());
+  read_values(linear.weight, values);
+  std::transform(values.begin(), values.end(), dense.dense_f16().begin(), f32_to_f16);
   linear.weight = std::move(dense);
 }
 
@@ -234,6 +236,7 @@ Result<std::vector<Target>> dense_targets(Model& model, ThreadTeam& team,
                   linear_tensor_name(index));
     targets.push_back({index, part, &linear.weight, 0, 0, {}});
   }
+  if (part == Part::kFakeQuantized) return targets;
   team.for_each(static_cast<std::int64_t>(targets.size()), 1,
                 [&](std::int64_t i, std::int64_t, int) {
                   Linear& linear = model.linear(targets[static_cast<std::size_t>(i)].linear);

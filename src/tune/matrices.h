@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "data/examples.h"
 #include "quantize/scheme.h"
 #include "tune/parameters.h"
 
@@ -21,6 +22,12 @@ Result<std::unique_ptr<TuningMethod>> make_weak_column_method(
 // Adds k columns of differences, zero at first, at the given channels of layers without weak
 // columns (QEFT on any file); `columns` by Model::linear index, empty: none for that layer.
 void add_weak_columns(Model& model, const std::vector<std::vector<std::int32_t>>& columns);
+
+// The k channels with the largest mean square of each target layer's inputs (the Hessian's
+// diagonal) over examples of the tuning data, for add_weak_columns(). Errors: k above a width.
+Result<std::vector<std::vector<std::int32_t>>> choose_weak_columns(
+    Compute& compute, const Model& model, const ExampleSet& examples, std::int64_t k,
+    const std::vector<std::string>& target_modules);
 
 struct LowRankOptions {
   std::int64_t rank = 64;
@@ -36,7 +43,7 @@ struct LowRankOptions {
 Result<std::unique_ptr<TuningMethod>> make_low_rank_method(Model& model,
                                                            const LowRankOptions& options);
 
-// All weights of the target layers. Quantized ones are dequantized to f32 first.
+// All weights of the target layers. Codes become f16 weights first, masters are f32.
 Result<std::unique_ptr<TuningMethod>> make_full_method(
     Model& model, ThreadTeam& team, const std::vector<std::string>& target_modules);
 

@@ -27,7 +27,7 @@ Trainer::Trainer(Compute& compute, Model& model, TuningMethod& method, const Exa
       identity_(std::move(identity)),
       split_(std::move(split)),
       plan_(std::move(plan)),
-      pass_(compute, model),
+      pass_(compute, model, options.teacher),
       total_steps_(total_steps) {}
 
 Result<Trainer> Trainer::create(Compute& compute, Model& model, TuningMethod& method,
@@ -87,7 +87,9 @@ Result<LossSum> Trainer::accumulate_gradients() {
   Parameters& parameters = method_.parameters();
   std::memset(parameters.gradient.data(), 0, parameters.size() * sizeof(float));
   LossSum sum;
-  for (const TrainingBatch& group : groups) {
+  for (std::size_t pass = 0; pass < groups.size(); ++pass) {
+    const TrainingBatch& group = groups[pass];
+    method_.begin_pass(step_ << 20 | pass);
     // Every prediction of the step counts the same, however the sequences are grouped.
     const float weight = 1.0f / static_cast<float>(std::max<std::int64_t>(1, predictions));
     TRIMPOT_TRY(const LossSum part, pass_.run(group, weight, &method_.sink()));
