@@ -13,7 +13,6 @@
 #include "cli/compare/child.h"
 #include "cli/engine.h"
 #include "io/atomic_file.h"
-#include "tune/progress.h"
 
 namespace trimpot::cli {
 namespace {
@@ -24,6 +23,9 @@ namespace fs = std::filesystem;
 bool is_measured(const StepResult& result) {
   return result.problem.empty() && !result.result.is_null();
 }
+
+// All but merge have --json.
+bool prints_result(const Step& step) { return step.kind != "merge"; }
 
 // The last line of a program's messages that says something, without its name.
 std::string last_message(const ChildResult& child) {
@@ -99,6 +101,7 @@ void Runner::load(const Step& step, StepResult& result) const {
   if (!text) return;
   const Json json = Json::parse(*text, nullptr, false);
   if (!json.is_object() || !json.contains("result") || !json["result"].is_object()) return;
+  if (json["result"].empty() && prints_result(step)) return;
   result.result = json["result"];
   result.seconds = number(json, "seconds");
   result.peak_rss_mb = number(json, "peak_rss_mb");
@@ -140,12 +143,12 @@ Status Runner::perform(const Schedule& schedule, std::size_t at, std::vector<Ste
   result = {};
   if (child.exit_code != 0) {
     result.problem = fmt::format("{}: {}", step.kind, last_message(child));
-    progress(fmt::format("  failed: {}\n{}", result.problem, child.last_lines));
+    progress(fmt::format("  failed\n{}", child.last_lines));
     return {};
   }
   result.result = Json::parse(child.output, nullptr, false);
   if (!result.result.is_object()) result.result = Json::object();
-  if (result.result.empty() && step.kind != "merge") {
+  if (result.result.empty() && prints_result(step)) {
     result.problem = fmt::format("{}: printed no result", step.kind);
     return {};
   }
@@ -159,7 +162,7 @@ Status Runner::perform(const Schedule& schedule, std::size_t at, std::vector<Ste
     }
     result.output_bytes = static_cast<double>(bytes);
   }
-  progress(fmt::format("  {}, {:.0f} MB", format_duration(child.seconds), child.peak_rss_mb));
+  progress(fmt::format("  {:.1f} s, {:.0f} MB", child.seconds, child.peak_rss_mb));
   return save(step, result);
 }
 

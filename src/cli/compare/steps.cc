@@ -20,6 +20,7 @@ struct FileRef {
 // Where a row stands after some of its steps.
 struct State {
   FileRef model, adapter;
+  FileRef tuned;  // the last adapter that a tune wrote, merged or not
 };
 
 std::string digest(const std::string& text) {
@@ -90,7 +91,7 @@ class Scheduler {
 
   Result<std::vector<RowSteps>> run() {
     RowSteps ignored;
-    State state{{inputs_.model, {}}, {}};
+    State state{{inputs_.model, {}}, {}, {}};
     for (const PlanStep& step : plan_.base)
       TRIMPOT_TRY_VOID(advance({"base", "@model", "", {}}, step, state, ignored));
     base_ = state.model;
@@ -138,7 +139,7 @@ class Scheduler {
       if (found == rows_.end()) return fail(problem(row, argument + " names no row before it"));
       const auto& [quantized, result] = found->second;
       const FileRef& file = reference.kind == "quantized" ? quantized
-                            : reference.kind == "adapter" ? result.adapter
+                            : reference.kind == "adapter" ? result.tuned
                                                           : result.model;
       if (file.empty()) return fail(problem(row, fmt::format("{}: that row has none", argument)));
       return file;
@@ -216,6 +217,7 @@ class Scheduler {
     const std::size_t at = add(command, row, steps);
     steps.tune = at;
     (whole_model ? state.model : state.adapter) = {schedule_.steps[at].output, at};
+    state.tuned = state.adapter;
     return {};
   }
 
@@ -236,7 +238,7 @@ class Scheduler {
     TRIMPOT_TRY_VOID(add_words(row, options_of("merge", step.arguments), command));
     const std::size_t at = add(command, row, steps);
     steps.merge.push_back(at);
-    state = {{schedule_.steps[at].output, at}, {}};
+    state = {{schedule_.steps[at].output, at}, {}, state.tuned};
     return {};
   }
 
@@ -291,7 +293,7 @@ class Scheduler {
     }
     if (wants("inspect")) {
       TRIMPOT_TRY(steps.inspect,
-                  measure("inspect", {"inspect"}, row, {state.model, {}}, {}, steps));
+                  measure("inspect", {"inspect"}, row, {state.model, {}, {}}, {}, steps));
     }
     TRIMPOT_TRY_VOID(measure_tuning(row, state, steps));
     steps.final_model = state.model.path;
@@ -318,7 +320,7 @@ class Scheduler {
         options.insert(options.end(), {name, value});
     const FileRef model{steps.tuned_model, steps.tuned_model_step};
     TRIMPOT_TRY(steps.training_step,
-                measure("step", {"bench", "tune", "-m"}, row, {model, {}},
+                measure("step", {"bench", "tune", "-m"}, row, {model, {}, {}},
                         merge_options(options_of("step", {}), options), steps));
     return {};
   }

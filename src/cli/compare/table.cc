@@ -9,6 +9,9 @@ namespace trimpot::cli {
 namespace {
 
 std::string two_places(double value) { return fmt::format("{:.2f}", value); }
+std::string perplexity(double value) {  // of a broken model: any size
+  return value < 1e5 ? fmt::format("{:.2f}", value) : fmt::format("{:.2e}", value);
+}
 std::string one_place(double value) { return fmt::format("{:.1f}", value); }
 std::string whole(double value) { return fmt::format("{:.0f}", value); }
 std::string megabytes(double bytes) { return fmt::format("{:.1f}", bytes / 1e6); }
@@ -46,8 +49,8 @@ const std::vector<Column>& all_columns() {
        "peak resident memory of quantizing, everything counted", whole},
       {"storage_bytes", "storage MB", "model file and adapter", megabytes},
       {"decode_tps", "tokens/s", "generation, one token after another, 256 tokens", one_place},
-      {"ppl_before", "ppl before", "perplexity before tuning", two_places},
-      {"ppl_after", "ppl after", "perplexity after tuning", two_places},
+      {"ppl_before", "ppl before", "perplexity before tuning", perplexity},
+      {"ppl_after", "ppl after", "perplexity after tuning", perplexity},
       {"task_before", "task before %", "exact answers before tuning", one_place},
       {"task_after", "task after %", "exact answers after tuning", one_place},
       {"switch_bytes", "switch kB", "what differs between tasks: the adapter, or the whole file",
