@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/inspect_linears.h"
 #include "io/gguf/gguf.h"
 #include "io/printable.h"
 #include "io/safetensors/safetensors.h"
@@ -162,6 +163,7 @@ Json describe_model(const gguf::File& file, bool with_tensors) {
   json["bits_per_weight"] = all.parameters == 0 ? 0.0
                                                 : 8.0 * static_cast<double>(all.bytes) /
                                                       static_cast<double>(all.parameters);
+  json["linear_layers"] = describe_linears(file);
   json["tuning"] = read_tuning(file, all.parameters);
   if (!with_tensors) return json;
   json["tensors"] = Json::array();
@@ -237,6 +239,16 @@ std::string show_model(const Json& json, const gguf::File& file, bool with_tenso
       "File",
       fmt::format("{}, {} tensors, GGUF version {}", format_bytes(json["bytes"].get<double>()),
                   json["tensor_count"].get<std::uint64_t>(), json["version"].get<std::uint32_t>()));
+  if (const Json& linears = json["linear_layers"]; !linears.is_null()) {
+    std::size_t weak = 0;
+    for (const Json& entry : linears["weak_columns"])
+      weak = std::max(weak, entry["channels"].size());
+    text += line("Linear layers",
+                 fmt::format("{} weights, {:.2f} bits per weight with scales{}",
+                             format_count(linears["weights"].get<std::uint64_t>()),
+                             linears["bits_per_weight"].get<double>(),
+                             weak == 0 ? "" : fmt::format(", {} weak columns each", weak)));
+  }
   if (!json["tensor_types"].empty())
     text += fmt::format("\n{:<12}{:>9}{:>17}{:>12}\n", "Type", "tensors", "parameters", "bytes");
   for (const Json& type : json["tensor_types"])

@@ -44,6 +44,7 @@ int main(int argc, char** argv) {
   trimpot::cli::add_diff(app, action);
   trimpot::cli::add_fit(app, action);
   trimpot::cli::add_bench(app, action);
+  trimpot::cli::add_compare(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
