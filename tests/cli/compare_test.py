@@ -305,7 +305,7 @@ class Compare(unittest.TestCase):
     def test_builtin_plans(self):
         out = subprocess.run([TRIMPOT, "compare", "--list"], capture_output=True, text=True, check=True).stdout
         names = [line.split()[0] for line in out.splitlines()[1:]]
-        for name in ["quick", "A", "B", "D", "1", "2", "3", "5", "6", "7", "8", "9", "10", "11", "fig3a", "papers"]:
+        for name in ["quick", "A", "B", "D", "1", "2", "3", "5", "6", "7", "8", "9", "10", "11", "fig3a", "fig5", "papers"]:
             self.assertIn(name, names)
         self.plan([{"name": "unused"}])
         steps = {}
