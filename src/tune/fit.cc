@@ -21,6 +21,13 @@ class Items {
   void add(std::string name, std::int64_t bytes, std::string why) {
     items_.push_back({std::move(name), static_cast<std::size_t>(bytes), std::move(why)});
   }
+  std::int64_t sum_without(std::initializer_list<std::string_view> names) const {
+    std::int64_t bytes = 0;
+    for (const FitItem& item : items_)
+      if (std::find(names.begin(), names.end(), item.name) == names.end())
+        bytes = sum(bytes, static_cast<std::int64_t>(item.bytes));
+    return bytes;
+  }
   std::vector<FitItem> take() { return std::move(items_); }
 
  private:
@@ -59,6 +66,16 @@ void add_method(const TuningSize& size, const Shapes& shapes, const FitOptions& 
   }
   if (is_low_rank(tuning.method)) items.add("low-rank pairs", pairs, "A and B in f32");
   if (tuning.method == "qat") items.add("rounding", largest, "of one matrix at a time");
+}
+
+// QAT rounds the first time when the learned values are there and no activations yet; if the
+// weights as they were take more than all that comes then, that is the peak.
+void add_replaced(const Shapes& shapes, const FitOptions& options, Items& items) {
+  if (options.tuning.method != "qat") return;
+  const std::int64_t loaded = weight_bytes(shapes, shapes.linears);
+  const std::int64_t later = items.sum_without({"learned values", "rounding", "teacher"});
+  if (loaded > later)
+    items.add("weights as loaded", loaded - later, "until they are rounded the first time");
 }
 
 void add_result(const TuningSize& size, const Shapes& shapes, const FitOptions& options,
@@ -198,7 +215,7 @@ void add_rest(const Shapes& shapes, const FitOptions& options, Items& items) {
   items.add("examples", sum(data, data / 4 * 10),
             options.data_bytes > 0 ? "the training file's text and tokens"
                                    : "of a training file of 1 MB");
-  items.add("program", 8'000'000, "code and libraries");
+  items.add("program", 12'000'000, "code, libraries, and what malloc keeps");
 }
 
 struct Estimate {
@@ -228,6 +245,7 @@ Result<Estimate> estimate(const Files& files, const FitOptions& options) {
   add_attention(shapes, linears, options, rows, items);
   add_head(shapes, options, most, items);
   if (files.teacher) add_teacher(*files.teacher, options, most, items);
+  add_replaced(shapes, options, items);
   add_rest(shapes, options, items);
   add_result(size, shapes, options, items);
   Estimate result;
