@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every tuning method against PyTorch: the same toy model, tokens and start, torch autograd and torch.optim.AdamW in f64.
+"""Every tuning method against PyTorch autograd and AdamW in f64: the same toy model, tokens and start.
 
 usage: check_methods.py TRIMPOT MAKE_TOY_MODEL [--only SUBSTRING] [--steps 8] [--keep FOLDER]
 
