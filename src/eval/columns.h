@@ -8,7 +8,7 @@
 
 #include "base/result.h"
 #include "kernels/ops.h"
-#include "model/weights.h"
+#include "model/forward.h"
 #include "quantize/scheme.h"
 
 namespace trimpot {
