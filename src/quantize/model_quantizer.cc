@@ -252,7 +252,9 @@ class Quantization {
         factor = std::move(*prepared);
       }
       auto done = quantize_linear(compute_, recipe, rows[kind], size.rows, std::move(columns),
-                                  count, recipe.needs_hessian() ? &*factor : nullptr);
+                                  count, recipe.needs_hessian() ? &*factor : nullptr,
+                                  nf4_row_places(model_->config,
+                                                 linear_name(layer * kLinearKinds.size() + kind)));
       if (!done) return named(layer, kind, done.error());
       linears.push_back(std::move(*done));
       report_.weights += static_cast<std::size_t>(size.rows * (size.columns - count));
