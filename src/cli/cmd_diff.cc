@@ -21,7 +21,8 @@ struct DiffOptions {
 };
 
 std::uint64_t bytes_of(const TensorDifference& tensor) {
-  return tensor.code_bytes + tensor.scale_bytes + tensor.offset_bytes + tensor.dense_bytes;
+  return tensor.code_bytes + tensor.scale_bytes + tensor.offset_bytes + tensor.weak_bytes +
+         tensor.dense_bytes;
 }
 
 Json to_json(const ValueChange& change, bool absolute) {
@@ -40,6 +41,7 @@ Json to_json(const DiffOptions& options, const FileDifference& d) {
             {"b", options.b},
             {"identical", d.identical()},
             {"only_scales_and_offsets", d.only_scales_and_offsets()},
+            {"only_tuned", d.only_tuned()},
             {"same_header", d.same_header},
             {"same_size", d.same_size},
             {"a_bytes", d.a_bytes},
@@ -50,6 +52,7 @@ Json to_json(const DiffOptions& options, const FileDifference& d) {
             {"code_bytes", d.code_bytes},
             {"scale_bytes", d.scale_bytes},
             {"offset_bytes", d.offset_bytes},
+            {"weak_bytes", d.weak_bytes},
             {"dense_bytes", d.dense_bytes},
             {"padding_bytes", d.padding_bytes},
             {"metadata_differences", Json::array()},
@@ -70,6 +73,7 @@ Json to_json(const DiffOptions& options, const FileDifference& d) {
                {"code_bytes", tensor.code_bytes},
                {"scale_bytes", tensor.scale_bytes},
                {"offset_bytes", tensor.offset_bytes},
+               {"weak_bytes", tensor.weak_bytes},
                {"dense_bytes", tensor.dense_bytes}};
     if (tensor.scales.count > 0) entry["scales"] = to_json(tensor.scales, false);
     if (tensor.offsets.count > 0) entry["offsets"] = to_json(tensor.offsets, false);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "cli/command.h"
 #include "sys/thread_team.h"
@@ -16,7 +17,8 @@ struct FitCommand {
   std::string model;
   std::string shape;
   bool table = false;
-  ShapeOptions sizes;  // with --shape: bits, group size, weak columns, r
+  ShapeOptions sizes;  // bits, group size, weak columns, r
+  std::string teacher;
   std::string method = "peqa";
   std::string granularity = "group";
   std::vector<std::string> target_modules;
@@ -41,20 +43,30 @@ std::string show(const FitReport& report) {
 }
 
 Status fit_file(const FitCommand& command) {
-  constexpr std::string_view kMethods[] = {"peqa", "peqa-zero", "peqa-both"};
-  if (std::find(std::begin(kMethods), std::end(kMethods), command.method) == std::end(kMethods))
-    return fail("method {} is estimated for published shapes only: --shape NAME", command.method);
+  TRIMPOT_TRY(const gguf::File file, gguf::File::open(command.model));
+  const int weak_columns = command.sizes.weak_columns;
+  TRIMPOT_TRY(const TuningPreset preset,
+              preset_of(command.method, tunable_linears(file), weak_columns));
   FitOptions options;
-  options.method = command.method == "peqa-zero"   ? ScaleMethod::kZeros
-                   : command.method == "peqa-both" ? ScaleMethod::kBoth
-                                                   : ScaleMethod::kScales;
-  options.granularity =
+  options.tuning.method = command.method;
+  options.tuning.granularity =
       command.granularity == "row" ? ScaleGranularity::kRow : ScaleGranularity::kGroup;
-  options.target_modules = command.target_modules;
+  options.tuning.target_modules =
+      command.target_modules.empty() ? preset.target_modules : command.target_modules;
+  options.tuning.rank = command.sizes.lora_r > 0 ? command.sizes.lora_r : preset.rank;
+  options.tuning.weak_columns = weak_columns;
+  if (command.sizes.bits > 0) options.tuning.scheme.bits = command.sizes.bits;
+  if (command.sizes.group_size != 0) options.tuning.scheme.group_size = command.sizes.group_size;
+  options.dropout = preset.dropout > 0;
+  options.adapter = is_low_rank(command.method) || weak_columns > 0;
   options.precision = command.precision == "f32" ? Precision::kF32 : Precision::kDefault;
   options.sequences_per_step = command.batch_size > 0 ? command.batch_size : 4;
   options.threads = command.threads > 0 ? command.threads : default_thread_count();
-  TRIMPOT_TRY(const gguf::File file, gguf::File::open(command.model));
+  std::optional<gguf::File> teacher;
+  if (!command.teacher.empty()) {
+    TRIMPOT_TRY(teacher, gguf::File::open(command.teacher));
+    options.teacher = &*teacher;
+  }
   TRIMPOT_TRY(options.max_seq_length, sequence_length(file, command.max_seq_length));
   TRIMPOT_TRY(const FitReport report, estimate_fit(file, options));
   if (!command.json) return print(show(report));
@@ -190,22 +202,23 @@ void add_shape_options(CLI::App* command, FitCommand& options) {
       "--shape", options.shape, "instead of a file, the shape of a published model:" + names);
   command
       ->add_option("--bits", options.sizes.bits,
-                   "with --shape: of the weights, 3, 4, 8 or 16 (default: the method's)")
-      ->needs(shape);
-  command
-      ->add_option("--group-size", options.sizes.group_size,
-                   "with --shape: columns per scale, -1: one scale per row (default: the method's)")
-      ->needs(shape);
+                   "qat: of a code (default: 4); with --shape: of the weights, 3, 4, 8 or 16 "
+                   "(default: the method's)")
+      ->check(CLI::IsMember({3, 4, 8, 16}));
+  command->add_option("--group-size", options.sizes.group_size,
+                      "qat and --shape: columns per scale, -1: one scale per row (default: the "
+                      "method's)");
   command
       ->add_option("--weak-columns", options.sizes.weak_columns,
-                   "with --shape: k of owq and qeft (default: 128)")
-      ->check(CLI::PositiveNumber)
-      ->needs(shape);
+                   "qeft, for a file without weak columns: so many in every layer; with --shape: "
+                   "k of owq and qeft (default: 128)")
+      ->check(CLI::PositiveNumber);
   command
       ->add_option("--lora-r", options.sizes.lora_r,
-                   "with --shape: rank of the low-rank path (default: the method's)")
-      ->check(CLI::PositiveNumber)
-      ->needs(shape);
+                   "rank of the low-rank path (default: the method's)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--teacher", options.teacher, "a GGUF whose predictions are learned")
+      ->excludes(shape);
   for (const char* name : {"--scale-granularity", "--precision", "--threads"})
     command->get_option(name)->excludes(shape);
   command
@@ -225,8 +238,8 @@ void add_fit(CLI::App& app, Action& action) {
   command->add_option("-m,--model", options->model, "GGUF model file");
   command
       ->add_option("--method", options->method,
-                   "what learns: peqa, peqa-zero or peqa-both; with --shape peqa, qeft, owq, lora, "
-                   "qlora, qalora, platypus or full")
+                   "what learns, as for tune; with --shape peqa, qeft, owq, lora, qlora, qalora, "
+                   "platypus or full")
       ->capture_default_str();
   command
       ->add_option("--scale-granularity", options->granularity,
@@ -258,6 +271,7 @@ void add_fit(CLI::App& app, Action& action) {
       "Examples:\n"
       "  trimpot fit -m model.gguf\n"
       "  trimpot fit -m model.gguf --method peqa-both --max-seq-length 2048\n"
+      "  trimpot fit -m model.gguf --method lora --lora-r 16\n"
       "  trimpot fit --shape llama-65b --method peqa --bits 4\n"
       "  trimpot fit --shape llama-65b --table");
   command->callback([options, &action] {

@@ -5,13 +5,16 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/inspect_linears.h"
+#include "cli/inspect_own.h"
 #include "io/gguf/gguf.h"
 #include "io/printable.h"
 #include "io/safetensors/safetensors.h"
 #include "model/config.h"
+#include "model/stored.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
-#include "tune/fit.h"
+#include "tune/tunable.h"
 
 namespace trimpot::cli {
 namespace {
@@ -63,8 +66,9 @@ Json read_sizes(const gguf::File& file, const std::string& arch) {
   add("heads", ".attention.head_count");
   add("kv_heads", ".attention.head_count_kv");
   add("context", ".context_length");
-  if (const gguf::TensorInfo* embedding = file.find_tensor("token_embd.weight"))
-    sizes["vocabulary"] = embedding->rows();
+  for (const char* name : {"token_embd.weight", "token_embd.codes"})
+    if (const gguf::TensorInfo* embedding = file.find_tensor(name))
+      sizes["vocabulary"] = embedding->rows();
   return sizes;
 }
 
@@ -90,23 +94,24 @@ Json read_template(const gguf::File& file) {
   return json;
 }
 
-Json read_tuning(const gguf::File& file, std::uint64_t parameters) {
-  constexpr std::pair<const char*, ScaleMethod> kMethods[] = {{"peqa", ScaleMethod::kScales},
-                                                              {"peqa-zero", ScaleMethod::kZeros},
-                                                              {"peqa-both", ScaleMethod::kBoth}};
-  const auto linears = tunable_linears(file, {});
-  const bool any_offsets =
-      std::any_of(linears.begin(), linears.end(),
-                  [](const TunableLinear& linear) { return linear.has_offsets; });
+// What each method could learn of the file; `problems` says why some cannot.
+Json read_tuning(const gguf::File& file, std::uint64_t parameters, Json& problems) {
+  const auto linears = tunable_linears(file);
   Json methods = Json::object();
-  for (const auto& [name, method] : kMethods) {
-    if (linears.empty() || (method != ScaleMethod::kScales && !any_offsets)) continue;
-    const TuningSize size = tuning_size(linears, method, ScaleGranularity::kGroup);
-    methods[name] = {{"learnable", size.counts.trainable},
-                     {"percent", 100.0 * static_cast<double>(size.counts.trainable) /
-                                     static_cast<double>(parameters)},
-                     {"adapter_bytes", size.adapter_bytes},
-                     {"tensors", size.tensors}};
+  problems = Json::object();
+  for (const std::string& method : method_names()) {
+    const auto options = preset_sizes(method, linears);
+    const auto size = options ? tuning_size(linears, *options) : fail(options.error());
+    if (!size) {
+      problems[method] = size.error().message;
+      continue;
+    }
+    methods[method] = {
+        {"learnable", size->trainable},
+        {"percent", 100.0 * static_cast<double>(size->trainable) / static_cast<double>(parameters)},
+        {"adapter_bytes", size->adapter_bytes},
+        {"tensors", size->tensors}};
+    if (is_low_rank(method)) methods[method]["rank"] = options->rank;
   }
   return methods;
 }
@@ -125,10 +130,11 @@ std::string find_problem(const gguf::File& file) {
 }
 
 Json describe_model(const gguf::File& file, bool with_tensors) {
-  const std::string arch = text_value(file, "general.architecture");
+  const bool own = is_own_file(file).value_or(false);
+  const std::string arch = text_value(file, own ? "trimpot.architecture" : "general.architecture");
   const std::string problem = find_problem(file);
   Json json{{"file", file.path()},
-            {"format", "gguf"},
+            {"format", own ? "trimpot" : "gguf"},
             {"version", file.version()},
             {"bytes", file.file_bytes()},
             {"name", text_value(file, "general.name")},
@@ -136,7 +142,8 @@ Json describe_model(const gguf::File& file, bool with_tensors) {
             {"can_run", problem.empty()}};
   if (!problem.empty()) json["problem"] = problem;
   json["sizes"] = read_sizes(file, arch);
-  json["tied_head"] = file.find_tensor("output.weight") == nullptr;
+  json["tied_head"] =
+      file.find_tensor("output.weight") == nullptr && file.find_tensor("output.codes") == nullptr;
   json["tokenizer"] = read_tokenizer(file);
   json["chat_template"] = read_template(file);
 
@@ -156,13 +163,18 @@ Json describe_model(const gguf::File& file, bool with_tensors) {
                                     {"tensors", type.tensors},
                                     {"parameters", type.parameters},
                                     {"bytes", type.bytes}});
+  if (own) {
+    json["quantization"] = describe_own(file);
+    all.parameters = own_parameters(file);
+  }
   json["tensor_count"] = all.tensors;
   json["parameters"] = all.parameters;
   json["tensor_bytes"] = all.bytes;
   json["bits_per_weight"] = all.parameters == 0 ? 0.0
                                                 : 8.0 * static_cast<double>(all.bytes) /
                                                       static_cast<double>(all.parameters);
-  json["tuning"] = read_tuning(file, all.parameters);
+  json["linear_layers"] = describe_linears(file);
+  json["tuning"] = read_tuning(file, all.parameters, json["not_tunable"]);
   if (!with_tensors) return json;
   json["tensors"] = Json::array();
   for (const gguf::TensorInfo& tensor : file.tensors())
@@ -203,27 +215,47 @@ std::string show_tokenizer(const Json& tokenizer) {
 std::string show_tuning(const Json& json) {
   const Json& tuning = json["tuning"];
   if (!json["can_run"]) return "Tuning: not possible, see above\n";
-  if (tuning.empty())
-    return "Tuning: not possible, no linear layer is quantized (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)\n";
+  if (tuning.empty()) return "Tuning: not possible, there is no linear layer that could learn\n";
   std::string text = fmt::format("{:<12}{:>12}{:>12}{:>9}{:>14}\n", "Tuning", "learnable", "of all",
                                  "tensors", "adapter");
-  for (const auto& [method, size] : tuning.items())
-    text += fmt::format("  {:<10}{:>12}{:>10.2f} %{:>9}{:>14}\n", method,
+  for (const auto& [method, size] : tuning.items()) {
+    const auto tensors = size["tensors"].get<std::uint64_t>();
+    text += fmt::format("  {:<10}{:>12}{:>10.2f} %{:>9}{:>14}", method,
                         size["learnable"].get<std::uint64_t>(), size["percent"].get<double>(),
-                        size["tensors"].get<std::uint64_t>(),
-                        format_bytes(size["adapter_bytes"].get<double>()));
-  if (!tuning.contains("peqa-zero"))
-    text += "  (the zero-points of these formats are fixed: no peqa-zero, no peqa-both)\n";
+                        tensors > 0 ? fmt::to_string(tensors) : "-",
+                        tensors > 0 ? format_bytes(size["adapter_bytes"].get<double>()) : "-");
+    if (size.contains("rank")) text += fmt::format("  rank {}", size["rank"].get<std::int64_t>());
+    text += "\n";
+  }
+  std::string others;
+  for (const auto& [method, problem] : json["not_tunable"].items())
+    others += fmt::format("{}{}", others.empty() ? "" : ", ", method);
+  if (!others.empty()) text += fmt::format("  not with this file: {} (--json says why)\n", others);
+  return text;
+}
+
+std::string show_types(const Json& types) {
+  if (types.empty()) return {};
+  std::string text =
+      fmt::format("\n{:<12}{:>9}{:>17}{:>12}\n", "Type", "tensors", "parameters", "bytes");
+  for (const Json& type : types)
+    text += fmt::format("  {:<10}{:>9}{:>17}{:>12}\n", type["type"].get<std::string>(),
+                        type["tensors"].get<std::uint64_t>(),
+                        format_count(type["parameters"].get<std::uint64_t>()),
+                        format_bytes(type["bytes"].get<double>()));
   return text;
 }
 
 std::string show_model(const Json& json, const gguf::File& file, bool with_tensors) {
   const std::string name = json["name"], arch = json["architecture"];
   std::string text = line("Name", name.empty() ? "(none)" : printable(name));
-  text += line("Architecture", arch.empty() ? "(none)" : printable(arch));
+  text +=
+      line("Architecture", (arch.empty() ? "(none)" : printable(arch)) +
+                               (json["format"] == "trimpot" ? ", in trimpot's own format" : ""));
   if (!json["can_run"])
     text += line("", "this program cannot run it: " + json["problem"].get<std::string>());
   text += line("Sizes", show_sizes(json["sizes"]));
+  if (json.contains("quantization")) text += show_own_formats(json["quantization"]);
   text += line("Tokenizer", show_tokenizer(json["tokenizer"]));
   const Json& chat = json["chat_template"];
   text += line("Chat template", !chat["present"].get<bool>() ? "none"
@@ -237,13 +269,8 @@ std::string show_model(const Json& json, const gguf::File& file, bool with_tenso
       "File",
       fmt::format("{}, {} tensors, GGUF version {}", format_bytes(json["bytes"].get<double>()),
                   json["tensor_count"].get<std::uint64_t>(), json["version"].get<std::uint32_t>()));
-  if (!json["tensor_types"].empty())
-    text += fmt::format("\n{:<12}{:>9}{:>17}{:>12}\n", "Type", "tensors", "parameters", "bytes");
-  for (const Json& type : json["tensor_types"])
-    text += fmt::format("  {:<10}{:>9}{:>17}{:>12}\n", type["type"].get<std::string>(),
-                        type["tensors"].get<std::uint64_t>(),
-                        format_count(type["parameters"].get<std::uint64_t>()),
-                        format_bytes(type["bytes"].get<double>()));
+  text += json.contains("quantization") ? show_own_parts(json["quantization"])
+                                        : show_types(json["tensor_types"]);
   text += "\n" + show_tuning(json);
   if (!with_tensors) return text;
   text += fmt::format("\n{:<32}{:<8}{:<22}{:>12}\n", "Tensor", "type", "shape", "bytes");
@@ -263,8 +290,11 @@ Status inspect_adapter(const InspectOptions& options) {
   };
   const bool is_adapter = metadata("format") == "trimpot-adapter";
   std::uint64_t values = 0, bytes = 0;
+  std::map<std::string, std::uint64_t> kinds;  // "lora_a" -> tensors
   for (const safetensors::TensorInfo& tensor : file.tensors()) {
     bytes += tensor.end - tensor.begin;
+    ++kinds[tensor.name.substr(tensor.name.rfind('.') + 1)];
+    if (tensor.name.ends_with(".weak_columns")) continue;  // they learn nothing
     values += (tensor.end - tensor.begin) /
               std::max<std::uint64_t>(1, safetensors::dtype_bytes(tensor.dtype));
   }
@@ -273,6 +303,7 @@ Status inspect_adapter(const InspectOptions& options) {
               {"format", is_adapter ? "trimpot-adapter" : "safetensors"},
               {"metadata", file.metadata()},
               {"tensor_count", file.tensors().size()},
+              {"kinds", kinds},
               {"values", values},
               {"tensor_bytes", bytes}};
     if (options.tensors)
@@ -298,6 +329,10 @@ Status inspect_adapter(const InspectOptions& options) {
                                       ? value.get<std::string>()
                                       : value.dump(-1, ' ', true, Json::error_handler_t::replace)));
     text += line("Options", shown.empty() ? "(none)" : shown);
+    std::string holds;
+    for (const auto& [kind, count] : kinds)
+      holds += fmt::format("{}{} {}", holds.empty() ? "" : ", ", count, printable(kind));
+    text += line("Holds", holds.empty() ? "nothing" : holds);
     text += line("Base codes", printable(metadata("base_codes")));
     text += line("Base weights", printable(metadata("base_weights")));
   } else {

@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -7,11 +8,12 @@
 
 #include "cli/command.h"
 #include "cli/engine.h"
+#include "cli/tune_options.h"
 #include "data/examples.h"
 #include "data/records.h"
+#include "model/save.h"
 #include "text/chat_template.h"
 #include "tune/adapter.h"
-#include "model/save.h"
 #include "tune/fit.h"
 #include "tune/methods.h"
 #include "tune/progress.h"
@@ -21,61 +23,6 @@ namespace trimpot::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-struct TuneOptions {
-  ModelOptions model;
-  std::string data;
-  std::string output;
-  std::string method = "peqa";
-  std::string granularity = "group";
-  std::vector<std::string> target_modules;
-  std::optional<std::string> schedule;  // these: the method's preset where not given
-  std::optional<double> learning_rate, warmup_ratio, max_grad_norm, alpha, dropout;
-  std::optional<std::uint64_t> warmup_steps;
-  std::optional<std::int64_t> rank;
-  bool rank_stabilized = false;
-  std::int64_t weak_columns = 0;
-  int bits = 4;
-  std::int64_t group_size = 128;
-  std::string teacher;
-  double teacher_weight = 1.0;
-  std::string val_size = "auto";
-  std::string run_folder;
-  std::string resume;
-  bool resume_requested = false;
-  bool no_shuffle = false;
-  bool train_on_prompt = false;
-  bool quiet = false;
-  bool json = false;
-  bool force = false;
-  std::uint64_t logging_steps = 10;
-  TrainerOptions trainer;
-};
-
-bool ends_with_gguf(const std::string& path) { return path.ends_with(".gguf"); }
-
-// The run folder of an output that has none named: "out/tuned.gguf" -> "out/tuned.run".
-std::string default_run_folder(const std::string& output) {
-  std::filesystem::path path(output);
-  return path.replace_extension(".run").string();
-}
-
-// An impossible output is told before the training, not after it.
-Status check_output(const TuneOptions& options) {
-  if (!ends_with_gguf(options.output) && !options.output.ends_with(".safetensors"))
-    return fail(
-        "{}: the output must end in .gguf (a whole model file) or .safetensors (an "
-        "adapter)",
-        options.output);
-  std::error_code error;
-  if (std::filesystem::equivalent(options.model.model, options.output, error))
-    return fail("{}: the output is the input file; choose another name", options.output);
-  const std::filesystem::path folder = std::filesystem::path(options.output).parent_path();
-  const std::string where = folder.empty() ? "." : folder.string();
-  if (::access(where.c_str(), W_OK) != 0)
-    return fail("{}: the folder {} does not exist or cannot be written", options.output, where);
-  return {};
-}
 
 Result<Examples> load_examples(const TuneOptions& options, const Engine& engine) {
   TRIMPOT_TRY(const RecordFile file, read_records(options.data));
@@ -93,41 +40,6 @@ Result<Examples> load_examples(const TuneOptions& options, const Engine& engine)
     for (const std::string& warning : report.warnings(example_options)) note("warning: " + warning);
   }
   return examples;
-}
-
-// "auto": 5 %, at most 64 examples, none of very small sets.
-Result<double> validation_size(const std::string& text, std::size_t examples) {
-  if (text == "auto") {
-    if (examples < 20) return 0.0;
-    return static_cast<double>(std::min<std::size_t>(64, (examples + 19) / 20));
-  }
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (text.empty() || *end != '\0' || !(value >= 0))
-    return fail("--val-size {}: a fraction below 1, a count, 0 or auto was expected", text);
-  return value;
-}
-
-// What the method was told, for checkpoints and adapters.
-Json method_options(const TuneOptions& options) {
-  Json json{{"target_modules", options.target_modules}};
-  if (options.method.starts_with("peqa")) json["scale_granularity"] = options.granularity;
-  if (options.weak_columns > 0) json["weak_columns"] = options.weak_columns;
-  if (is_low_rank(options.method)) {
-    json["lora_r"] = *options.rank;
-    json["lora_alpha"] = *options.alpha;
-    json["lora_dropout"] = *options.dropout;
-    json["rslora"] = options.rank_stabilized;
-  }
-  if (options.method == "qat") {
-    json["bits"] = options.bits;
-    json["group_size"] = options.group_size;
-  }
-  if (!options.teacher.empty()) {
-    json["teacher"] = options.teacher;
-    json["kd_weight"] = options.teacher_weight;
-  }
-  return json;
 }
 
 // Everything that decides what a run computes, except the number of threads.
@@ -170,20 +82,47 @@ std::string run_identity(const TuneOptions& options, const Examples& examples,
       .dump();
 }
 
-Status check_memory(const TuneOptions& options, const gguf::File& file, int threads) {
-  if (!options.method.starts_with("peqa") || file.find_tensor("token_embd.weight") == nullptr ||
-      file.find_tensor(linear_tensor_name(0)) == nullptr)
-    return {};
+// Fills in what was not given from the method's preset for a model of this size.
+Status resolve_preset(TuneOptions& options, const gguf::File& file) {
+  TRIMPOT_TRY(const TuningPreset preset,
+              preset_of(options.method, tunable_linears(file), options.weak_columns));
+  TrainerOptions& t = options.trainer;
+  t.learning_rate = options.learning_rate.value_or(preset.learning_rate);
+  if (!options.schedule)
+    options.schedule = preset.schedule == ScheduleKind::kLinear   ? "linear"
+                       : preset.schedule == ScheduleKind::kCosine ? "cosine"
+                                                                  : "constant";
+  TRIMPOT_TRY(t.schedule, parse_schedule_kind(*options.schedule));
+  t.warmup_ratio = options.warmup_ratio.value_or(preset.warmup_ratio);
+  t.warmup_steps = options.warmup_steps.value_or(options.warmup_ratio ? 0 : preset.warmup_steps);
+  t.max_grad_norm = options.max_grad_norm.value_or(preset.max_grad_norm);
+  options.rank = options.rank.value_or(preset.rank);
+  options.alpha = options.alpha.value_or(preset.alpha);
+  options.dropout = options.dropout.value_or(preset.dropout);
+  if (options.target_modules.empty()) options.target_modules = preset.target_modules;
+  return {};
+}
+
+Status check_memory(const TuneOptions& options, const gguf::File& file) {
   FitOptions fit;
-  fit.method = options.method == "peqa-zero"   ? ScaleMethod::kZeros
-               : options.method == "peqa-both" ? ScaleMethod::kBoth
-                                               : ScaleMethod::kScales;
-  fit.granularity =
+  fit.tuning.method = options.method;
+  fit.tuning.granularity =
       options.granularity == "row" ? ScaleGranularity::kRow : ScaleGranularity::kGroup;
-  fit.target_modules = options.target_modules;
+  fit.tuning.target_modules = options.target_modules;
+  fit.tuning.rank = *options.rank;
+  fit.tuning.weak_columns = options.weak_columns;
+  fit.tuning.scheme.bits = options.bits;
+  fit.tuning.scheme.group_size = options.group_size;
+  fit.dropout = *options.dropout > 0;
+  fit.adapter = !ends_with_gguf(options.output);
+  std::optional<gguf::File> teacher;
+  if (!options.teacher.empty()) {
+    TRIMPOT_TRY(teacher, gguf::File::open(options.teacher));
+    fit.teacher = &*teacher;
+  }
   fit.max_seq_length = static_cast<std::int64_t>(options.trainer.max_seq_length);
   fit.precision = options.model.precision == "f32" ? Precision::kF32 : Precision::kDefault;
-  fit.threads = threads;
+  fit.threads = options.model.threads > 0 ? options.model.threads : default_thread_count();
   fit.sequences_per_step = static_cast<std::int64_t>(options.trainer.batch_size *
                                                      options.trainer.gradient_accumulation_steps);
   std::error_code missing;  // a data file that is not there is told when it is read
@@ -211,32 +150,6 @@ std::int64_t weak_columns_of(const Model& model) {
   return most;
 }
 
-// Fills in what was not given from the method's preset for a model of this size.
-Status resolve_preset(TuneOptions& options, const Model& model) {
-  std::size_t parameters = 0;
-  for (std::size_t index = 0; index < model.linear_count(); ++index)
-    parameters += static_cast<std::size_t>(model.linear(index).rows() * model.linear(index).columns);
-  const std::int64_t weak =
-      options.weak_columns > 0 ? options.weak_columns : weak_columns_of(model);
-  TRIMPOT_TRY(const TuningPreset preset, preset_of(options.method, parameters, weak));
-  TrainerOptions& t = options.trainer;
-  t.learning_rate = options.learning_rate.value_or(preset.learning_rate);
-  if (!options.schedule)
-    options.schedule = preset.schedule == ScheduleKind::kLinear   ? "linear"
-                       : preset.schedule == ScheduleKind::kCosine ? "cosine"
-                                                                  : "constant";
-  TRIMPOT_TRY(t.schedule, parse_schedule_kind(*options.schedule));
-  t.warmup_ratio = options.warmup_ratio.value_or(preset.warmup_ratio);
-  t.warmup_steps =
-      options.warmup_steps.value_or(options.warmup_ratio ? 0 : preset.warmup_steps);
-  t.max_grad_norm = options.max_grad_norm.value_or(preset.max_grad_norm);
-  options.rank = options.rank.value_or(preset.rank);
-  options.alpha = options.alpha.value_or(preset.alpha);
-  options.dropout = options.dropout.value_or(preset.dropout);
-  if (options.target_modules.empty()) options.target_modules = preset.target_modules;
-  return {};
-}
-
 Result<std::unique_ptr<TuningMethod>> prepare_method(const TuneOptions& options, Engine& engine,
                                                      const Examples& examples) {
   MethodOptions how;
@@ -255,19 +168,20 @@ Result<std::unique_ptr<TuningMethod>> prepare_method(const TuneOptions& options,
     if (options.method != "qeft")
       return fail("--weak-columns: method qeft tunes some, {} does not", options.method);
     if (const std::int64_t has = weak_columns_of(*engine.model); has > 0)
-      return fail("--weak-columns: this file has {} weak columns in every layer already; leave the "
-                  "option out to tune them",
-                  has);
-    TRIMPOT_TRY(how.new_columns,
-                choose_weak_columns(engine.compute, *engine.model, examples.set,
-                                    options.weak_columns, options.target_modules));
+      return fail(
+          "--weak-columns: this file has {} weak columns in every layer already; leave the "
+          "option out to tune them",
+          has);
+    TRIMPOT_TRY(how.new_columns, choose_weak_columns(engine.compute, *engine.model, examples.set,
+                                                     options.weak_columns, options.target_modules));
   }
   TRIMPOT_TRY(auto method, make_method(engine.compute, *engine.model, how));
   if (!ends_with_gguf(options.output)) {
     if (options.method == "full" || options.method == "qat")
-      return fail("{}: method {} changes all weights; its result is a model file (.gguf), not an "
-                  "adapter",
-                  options.output, options.method);
+      return fail(
+          "{}: method {} changes all weights; its result is a model file (.gguf), not an "
+          "adapter",
+          options.output, options.method);
     return method;
   }
   const std::string why = why_not_gguf(*engine.model);
@@ -283,13 +197,13 @@ Status write_model(const TuneOptions& options, const Engine& engine) {
   for (std::size_t index = 0; index < changed.size(); ++index) {
     changed[index] = (options.method == "qat" || options.method == "full") &&
                      is_target(options.target_modules, index);
-    const bool was_dense = engine.file.find_tensor(linear_tensor_name(index)) != nullptr &&
-                           element_type_info(engine.file.find_tensor(linear_tensor_name(index))->type)
-                                   .block_elements == 1;
+    const bool was_dense =
+        engine.file.find_tensor(linear_tensor_name(index)) != nullptr &&
+        element_type_info(engine.file.find_tensor(linear_tensor_name(index))->type)
+                .block_elements == 1;
     replaced = replaced || (changed[index] && !was_dense);
   }
-  if (replaced)
-    return save_model(engine.file, model, changed, ElementType::kF16, options.output);
+  if (replaced) return save_model(engine.file, model, changed, ElementType::kF16, options.output);
   return export_gguf(engine.file, model, options.output);
 }
 
@@ -298,8 +212,7 @@ Result<Outcome> train_and_write(const TuneOptions& options, Engine& engine,
   Outcome outcome;
   TuneOptions resolved = options;
   TRIMPOT_TRY(resolved.trainer.val_size, validation_size(options.val_size, examples.set.size()));
-  if (teacher != nullptr)
-    resolved.trainer.teacher = {teacher->model.get(), options.teacher_weight};
+  if (teacher != nullptr) resolved.trainer.teacher = {teacher->model.get(), options.teacher_weight};
   TRIMPOT_TRY(const auto method, prepare_method(options, engine, examples));
   outcome.trainable = method->trainable();
   const Fingerprint base = fingerprint(engine.file);
@@ -453,6 +366,9 @@ Result<std::unique_ptr<Engine>> load_teacher(const TuneOptions& options, const E
 Status tune(TuneOptions options) {
   TRIMPOT_TRY_VOID(check_output(options));
   options.trainer.shuffle = !options.no_shuffle;
+  // Matrices that a method replaces go back to the system at once. Left to itself, glibc raises the
+  // threshold and keeps holes: 78 MB with qat on the default model, which no estimate could know.
+  ::mallopt(M_MMAP_THRESHOLD, 128 << 10);
   Outcome outcome;
   std::optional<Examples> examples;
   {
@@ -460,12 +376,10 @@ Status tune(TuneOptions options) {
       TRIMPOT_TRY(const gguf::File file, gguf::File::open(options.model.model));
       const auto requested = static_cast<std::int64_t>(options.trainer.max_seq_length);
       TRIMPOT_TRY(options.trainer.max_seq_length, sequence_length(file, requested));
-      TRIMPOT_TRY_VOID(
-          check_memory(options, file,
-                       options.model.threads > 0 ? options.model.threads : default_thread_count()));
+      TRIMPOT_TRY_VOID(resolve_preset(options, file));
+      TRIMPOT_TRY_VOID(check_memory(options, file));
     }
     TRIMPOT_TRY(const auto engine, load_engine(options.model));
-    TRIMPOT_TRY_VOID(resolve_preset(options, *engine->model));
     if (!options.quiet)
       note(fmt::format("{}: learning rate {:g} ({}), {}", options.method,
                        options.trainer.learning_rate, *options.schedule,
@@ -485,106 +399,6 @@ Status tune(TuneOptions options) {
   return report(options, outcome);
 }
 
-void add_method_options(CLI::App& command, TuneOptions& options) {
-  command
-      .add_option("--method", options.method,
-                  "what learns: peqa (scales), peqa-zero (zero-points), peqa-both, qeft (weak "
-                  "columns), lora, qlora, qalora, platypus (low-rank pairs), full, qat (all "
-                  "weights)")
-      ->check(CLI::IsMember(method_names()))
-      ->capture_default_str();
-  command
-      .add_option("--scale-granularity", options.granularity,
-                  "peqa: group: every scale; row: one factor per output row")
-      ->check(CLI::IsMember({"group", "row"}))
-      ->capture_default_str();
-  command
-      .add_option("--target-modules", options.target_modules,
-                  "linear layers to tune: q_proj,k_proj,... (default: all; platypus: the "
-                  "feed-forward ones)")
-      ->delimiter(',');
-  command
-      .add_option("--weak-columns", options.weak_columns,
-                  "qeft, for a file without weak columns: choose so many in every layer; the "
-                  "result is an adapter")
-      ->check(CLI::Range(1, 1 << 20));
-  command.add_option("--lora-r,--lora-rank", options.rank, "rank (default 64; platypus 16)");
-  command.add_option("--lora-alpha", options.alpha, "the path is scaled by alpha / r (default 16)");
-  command.add_option("--lora-dropout", options.dropout, "of the path's input (default: preset)");
-  command.add_flag("--rslora", options.rank_stabilized, "scale by alpha / sqrt(r)");
-  command.add_option("--bits", options.bits, "qat: bits of a code")
-      ->check(CLI::IsMember({3, 4, 8}))
-      ->capture_default_str();
-  command
-      .add_option("--group-size", options.group_size,
-                  "qat: columns that share a scale; -1: a whole row")
-      ->capture_default_str();
-  command.add_option("--teacher", options.teacher,
-                     "a full-precision GGUF whose predictions are learned instead of the data's: "
-                     "heals quantization without labels");
-  command
-      .add_option("--kd-weight", options.teacher_weight,
-                  "the teacher's part of the loss; the rest is the data's")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-}
-
-void add_training_options(CLI::App& command, TuneOptions& options) {
-  TrainerOptions& t = options.trainer;
-  command.add_option("--lr,--learning-rate", options.learning_rate,
-                     "default: the method's preset for the model's size; for peqa the step is "
-                     "relative: 5e-3 moves a scale by about 0.5 % at most");
-  command
-      .add_option("--lr-scheduler-type", options.schedule,
-                  "constant, linear or cosine (default: the method's preset)")
-      ->check(CLI::IsMember({"constant", "linear", "cosine"}));
-  command.add_option("--warmup-ratio", options.warmup_ratio, "part of the steps that warms up")
-      ->check(CLI::Range(0.0, 1.0));
-  command.add_option("--warmup-steps", options.warmup_steps,
-                     "steps that warm up, instead of the ratio");
-  command.add_option("--weight-decay", t.adamw.weight_decay, "AdamW's decay of the scales")
-      ->capture_default_str();
-  command.add_option("--max-grad-norm", options.max_grad_norm,
-                     "gradient clipping; 0: none (default: the method's preset)");
-  command
-      .add_option("--batch-size,--per-device-train-batch-size", t.batch_size, "sequences of a step")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  command
-      .add_option("--gradient-accumulation-steps", t.gradient_accumulation_steps,
-                  "multiplies the batch size (memory does not depend on either)")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  command.add_option("--epochs,--num-train-epochs", t.epochs, "passes over the data")
-      ->capture_default_str();
-  command.add_option("--max-steps,--iters", t.max_steps, "steps, instead of epochs");
-  command
-      .add_option("--max-seq-length", t.max_seq_length,
-                  "tokens of a sequence at most (default: 512, or the model's context if smaller)")
-      ->check(CLI::Range(2, 1 << 20));
-  command.add_flag("--packing", t.packing,
-                   "several short examples in one sequence (they do not see each other)");
-  command.add_flag("--train-on-prompt", options.train_on_prompt,
-                   "learn the whole conversation, not only the answers");
-  command.add_flag("--no-shuffle", options.no_shuffle, "file order");
-  command.add_option("--seed", t.seed, "order of the data, validation split")
-      ->capture_default_str();
-  command
-      .add_option("--val-size", options.val_size,
-                  "examples set aside for validation: a fraction, a count, 0, or auto (5 %, at "
-                  "most 64)")
-      ->capture_default_str();
-  command.add_option("--eval-steps", t.eval_steps, "validate every so many steps");
-  command.add_option("--save-steps", t.save_steps, "write a checkpoint every so many steps");
-  command.add_option("--save-total-limit", t.save_total_limit, "checkpoints to keep; 0: all")
-      ->capture_default_str();
-  command
-      .add_option("--logging-steps", options.logging_steps,
-                  "progress lines, where stderr is no terminal")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-}
-
 }  // namespace
 
 void add_tune(CLI::App& app, Action& action) {
@@ -592,36 +406,14 @@ void add_tune(CLI::App& app, Action& action) {
                                          "Fine-tune a quantized model: same file, same "
                                          "size, better at your task");
   auto options = std::make_shared<TuneOptions>();
-  options->trainer.max_seq_length = 0;  // chosen when the model is known
-  add_model_options(*command, options->model, false);
-  command
-      ->add_option("--data", options->data,
-                   "records (JSON or JSONL: messages, prompt/completion, text, Alpaca, ShareGPT) "
-                   "or a plain text file")
-      ->required();
-  command
-      ->add_option("-o,--output", options->output,
-                   "OUT.gguf: a whole model file; OUT.safetensors: an adapter")
-      ->required();
-  add_method_options(*command, *options);
-  add_training_options(*command, *options);
-  command->add_option("--run-dir", options->run_folder,
-                      "folder for metrics.jsonl, loss.svg and checkpoints (default: the output's "
-                      "name with .run)");
-  auto* resume = command
-                     ->add_option("--resume", options->resume,
-                                  "go on from a checkpoint: a file, or the run folder's latest")
-                     ->expected(0, 1);
-  command->add_flag("--force", options->force, "start even if the memory seems too small");
-  command->add_flag("-q,--quiet", options->quiet, "no progress");
-  command->add_flag("--json", options->json, "one JSON object instead of text");
+  add_tune_options(*command, *options);
   command->footer(
       "Examples:\n"
       "  trimpot tune -m model.gguf --data train.jsonl -o tuned.gguf\n"
       "  trimpot tune -m model.gguf --data train.jsonl -o task.safetensors --max-steps 200\n"
       "  trimpot tune -m model.gguf --data notes.txt -o tuned.gguf --method peqa-both");
-  command->callback([options, resume, &action] {
-    options->resume_requested = resume->count() > 0;
+  command->callback([options, command, &action] {
+    options->resume_requested = command->count("--resume") > 0;
     action = [options] { return tune(*options); };
   });
 }

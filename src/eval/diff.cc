@@ -69,7 +69,7 @@ float element(ElementType type, const std::byte* at) {
   return type == ElementType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
-enum class Holds { kBlocks, kCodes, kScales, kOffsets, kDense };
+enum class Holds { kBlocks, kCodes, kScales, kOffsets, kWeak, kDense };
 
 // What a tensor holds; in our own files (model/stored.h) its name says it.
 Holds holds(std::string_view name, ElementType type) {
@@ -80,6 +80,7 @@ Holds holds(std::string_view name, ElementType type) {
     if (name.ends_with(suffix)) return Holds::kScales;
   for (const char* suffix : {".zeros", ".offsets", ".absmax_offset"})
     if (name.ends_with(suffix)) return Holds::kOffsets;
+  if (name.ends_with(".weak")) return Holds::kWeak;
   return Holds::kDense;
 }
 
@@ -133,6 +134,8 @@ class TensorComparison {
         return result_.scale_bytes;
       case Holds::kOffsets:
         return result_.offset_bytes;
+      case Holds::kWeak:
+        return result_.weak_bytes;
       case Holds::kDense:
         return result_.dense_bytes;
       default:
@@ -267,10 +270,12 @@ bool FileDifference::identical() const {
   return same_header && same_size && tensors.empty() && padding_bytes == 0;
 }
 
-bool FileDifference::only_scales_and_offsets() const {
+bool FileDifference::only_tuned() const {
   return same_header && same_size && padding_bytes == 0 && code_bytes == 0 && dense_bytes == 0 &&
-         scale_bytes + offset_bytes > 0;
+         scale_bytes + offset_bytes + weak_bytes > 0;
 }
+
+bool FileDifference::only_scales_and_offsets() const { return only_tuned() && weak_bytes == 0; }
 
 FileDifference diff_files(const gguf::File& a, const gguf::File& b) {
   FileDifference out;
@@ -303,11 +308,14 @@ FileDifference diff_files(const gguf::File& a, const gguf::File& b) {
       b.release(y.subspan(at, size));
     }
     TensorDifference result = comparison.result();
-    if (result.code_bytes + result.scale_bytes + result.offset_bytes + result.dense_bytes == 0)
+    if (result.code_bytes + result.scale_bytes + result.offset_bytes + result.weak_bytes +
+            result.dense_bytes ==
+        0)
       continue;
     out.code_bytes += result.code_bytes;
     out.scale_bytes += result.scale_bytes;
     out.offset_bytes += result.offset_bytes;
+    out.weak_bytes += result.weak_bytes;
     out.dense_bytes += result.dense_bytes;
     out.tensors.push_back(std::move(result));
   }
@@ -327,7 +335,13 @@ std::string summarize(const FileDifference& d) {
   };
   std::vector<std::string_view> differ, agree;
   if (d.scale_bytes > 0) differ.push_back("scales");
-  if (d.offset_bytes > 0) differ.push_back("offsets");
+  const auto holds_zeros = [](const TensorDifference& t) { return t.name.ends_with(".zeros"); };
+  const auto other_offsets = [&](const TensorDifference& t) {
+    return t.offset_bytes > 0 && !holds_zeros(t);
+  };
+  if (std::any_of(d.tensors.begin(), d.tensors.end(), other_offsets)) differ.push_back("offsets");
+  if (std::any_of(d.tensors.begin(), d.tensors.end(), holds_zeros)) differ.push_back("zero-points");
+  if (d.weak_bytes > 0) differ.push_back("weak columns");
   const bool same_set = d.forms.empty() && d.only_in_a.empty() && d.only_in_b.empty();
   if (d.code_bytes > 0) {
     differ.push_back("codes");
@@ -341,8 +355,8 @@ std::string summarize(const FileDifference& d) {
   const auto is_one = [](const std::vector<std::string_view>& words) {
     return words.size() == 1 && !words[0].ends_with("s");
   };
-  std::string text = fmt::format("{}{} {}", d.only_scales_and_offsets() ? "only " : "",
-                                 join(differ), is_one(differ) ? "differs" : "differ");
+  std::string text = fmt::format("{}{} {}", d.only_tuned() ? "only " : "", join(differ),
+                                 is_one(differ) ? "differs" : "differ");
   if (!d.tensors.empty())
     text += fmt::format(": {} of {} tensors", d.tensors.size(),
                         d.compared + d.forms.size() + d.only_in_a.size());

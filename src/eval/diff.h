@@ -1,4 +1,5 @@
-// What differs between two GGUF files: for a tuned file and its base, scales and offsets alone.
+// What differs between two GGUF files: for a tuned file and its base, scales and offsets alone, or
+// weak columns.
 // Both files are compared through their mappings, a piece at a time, so memory stays small.
 #pragma once
 
@@ -29,9 +30,10 @@ struct TensorDifference {
   // carried (ElementTypeInfo::computable) count as codes whole, and have no values compared.
   std::uint64_t code_bytes = 0;
   std::uint64_t scale_bytes = 0;
-  std::uint64_t offset_bytes = 0;
+  std::uint64_t offset_bytes = 0;  // and zero-points
+  std::uint64_t weak_bytes = 0;    // weak columns of our own files
   std::uint64_t dense_bytes = 0;
-  ValueChange scales, offsets, dense;
+  ValueChange scales, offsets, dense;  // dense: weak columns too
 };
 
 // A tensor with one name but two types or shapes: its contents are not compared.
@@ -51,7 +53,8 @@ struct FileDifference {
   bool same_header = false;
   bool same_size = false;
   std::uint64_t compared = 0;  // tensors of the same name, type and shape
-  std::uint64_t code_bytes = 0, scale_bytes = 0, offset_bytes = 0, dense_bytes = 0;  // sums
+  std::uint64_t code_bytes = 0, scale_bytes = 0, offset_bytes = 0, weak_bytes = 0,
+                dense_bytes = 0;    // sums
   std::uint64_t padding_bytes = 0;  // that differ outside tensors; only if header and size agree
   std::vector<TensorDifference> tensors;  // those that differ, in the order of A
   std::vector<FormDifference> forms;
@@ -60,8 +63,10 @@ struct FileDifference {
 
   // True if the files are the same, byte for byte.
   bool identical() const;
-  // True if tuning could have made B of A: header, size and codes agree, scales or offsets do not.
+  // True if PEQA could have made B of A: header, size and codes agree, scales or offsets do not.
   bool only_scales_and_offsets() const;
+  // The same for PEQA and QEFT: scales, offsets or weak columns do not.
+  bool only_tuned() const;
 };
 
 // Nothing can fail: both files were checked when they were opened.

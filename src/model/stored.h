@@ -45,8 +45,10 @@ Result<GroupedSizes> read_grouped_sizes(const gguf::File& file, const std::strin
 // attn_k as rotary pairs (0, half, 1, half + 1 ...) in every head. Others: empty, the same order.
 std::vector<std::int32_t> nf4_row_places(const ModelConfig& config, const std::string& name);
 
-// Names of a file's tensors that <name> may consist of, for the check that nothing is left over.
-void add_stored_names(const std::string& name, std::unordered_set<std::string>& names);
+// Names of the tensors that will be read as <name>, with weak columns or without, for the check that
+// nothing is left over: offsets beside zeros, or a weight beside codes, would be ignored otherwise.
+void add_stored_names(const gguf::File& file, const std::string& name, bool weak,
+                      std::unordered_set<std::string>& names);
 
 // Reads <name>, rows x columns, and lets go of the file's pages. Errors name file and tensor:
 // missing, another shape, a type that does not fit, numbers that are not finite, weak columns that

@@ -10,35 +10,15 @@
 
 #include "io/gguf/gguf.h"
 #include "kernels/ops.h"
-#include "tune/scales.h"
+#include "tune/tunable.h"
 
 namespace trimpot {
 
-// A linear layer of a file whose scales can be tuned: quantized, and of one of the kinds of
-// kLinearKinds. Found by names alone, so it works for files that this program cannot run.
-struct TunableLinear {
-  std::string name;    // of the tensor in the file
-  std::string module;  // as in kLinearKinds
-  std::int64_t rows = 0, groups = 0;
-  bool has_offsets = false;
-};
-// `modules`: only these; empty: all.
-std::vector<TunableLinear> tunable_linears(const gguf::File& file,
-                                           const std::vector<std::string>& modules);
-
-// What a method learns of a file, and how large its adapter is.
-struct TuningSize {
-  ScaleCounts counts;
-  std::size_t tensors = 0;        // of the adapter
-  std::size_t adapter_bytes = 0;  // its f16 values, always one per group
-};
-TuningSize tuning_size(const std::vector<TunableLinear>& linears, ScaleMethod method,
-                       ScaleGranularity granularity);
-
 struct FitOptions {
-  ScaleMethod method = ScaleMethod::kScales;
-  ScaleGranularity granularity = ScaleGranularity::kGroup;
-  std::vector<std::string> target_modules;  // empty: all
+  SizeOptions tuning;
+  bool dropout = false;  // of the low-rank path's input
+  bool adapter = false;  // the result is one, else a whole model file
+  const gguf::File* teacher = nullptr;
   std::int64_t max_seq_length = 512;
   std::int64_t sequences_per_step = 4;  // batch size times gradient accumulation
   Precision precision = Precision::kDefault;

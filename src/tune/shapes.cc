@@ -28,15 +28,15 @@ constexpr std::string_view kFeedForward[] = {"gate_proj", "up_proj", "down_proj"
 
 // Settings of QEFT's Table 4 and, for PEQA, of its main results.
 constexpr ShapeMethod kMethods[] = {
-    {"full", Learns::kEverything, GroupParameters::kF16Zeros, kHalf, -1, 0, 0, false, {}},
-    {"lora", Learns::kLowRank, GroupParameters::kPackedZeros, kAny, -1, 0, 64, false, {}},
-    {"platypus", Learns::kLowRank, GroupParameters::kF16Zeros, kEight, -1, 0, 16, false,
+    {"full", Learns::kEverything, GroupNumbers::kF16Zeros, kHalf, -1, 0, 0, false, {}},
+    {"lora", Learns::kLowRank, GroupNumbers::kPackedZeros, kAny, -1, 0, 64, false, {}},
+    {"platypus", Learns::kLowRank, GroupNumbers::kF16Zeros, kEight, -1, 0, 16, false,
      kFeedForward},
-    {"qlora", Learns::kLowRank, GroupParameters::kDoubleQuantized, kFour, 64, 0, 64, false, {}},
-    {"qalora", Learns::kLowRank, GroupParameters::kF16Zeros, kInteger, 32, 0, 64, true, {}},
-    {"peqa", Learns::kScales, GroupParameters::kPackedZeros, kInteger, -1, 0, 0, false, {}},
-    {"owq", Learns::kWeakColumns, GroupParameters::kF16Zeros, kInteger, -1, 128, 0, false, {}},
-    {"qeft", Learns::kWeakColumns, GroupParameters::kF16Zeros, kInteger, 128, 128, 0, false, {}},
+    {"qlora", Learns::kLowRank, GroupNumbers::kDoubleQuantized, kFour, 64, 0, 64, false, {}},
+    {"qalora", Learns::kLowRank, GroupNumbers::kF16Zeros, kInteger, 32, 0, 64, true, {}},
+    {"peqa", Learns::kScales, GroupNumbers::kPackedZeros, kInteger, -1, 0, 0, false, {}},
+    {"owq", Learns::kWeakColumns, GroupNumbers::kF16Zeros, kInteger, -1, 128, 0, false, {}},
+    {"qeft", Learns::kWeakColumns, GroupNumbers::kF16Zeros, kInteger, 128, 128, 0, false, {}},
 };
 
 constexpr std::int64_t kHalfBytes = 2;  // f16
@@ -130,7 +130,7 @@ Result<Setting> decide(const PublishedShape& shape, const ShapeOptions& options)
     return fail("method {} has no {} bits; it has {}", method->name, o.bits,
                 fmt::join(method->bits, ", "));
   const bool fixed_groups =
-      !s.has_codes() || method->group_parameters == GroupParameters::kDoubleQuantized;
+      !s.has_codes() || method->group_numbers == GroupNumbers::kDoubleQuantized;
   if (fixed_groups && o.group_size != 0 && o.group_size != method->group_size)
     return fail("method {} with {} bits takes no group size", method->name, o.bits);
   if (o.group_size == 0) o.group_size = method->group_size;
@@ -151,12 +151,12 @@ Result<Setting> decide(const PublishedShape& shape, const ShapeOptions& options)
 // Bytes of what stands beside the codes of a linear layer.
 std::int64_t group_bytes(const Setting& s, const Linear& linear) {
   const std::int64_t groups = linear.rows * s.groups(linear);
-  switch (s.method.group_parameters) {
-    case GroupParameters::kPackedZeros:
+  switch (s.method.group_numbers) {
+    case GroupNumbers::kPackedZeros:
       return groups * kHalfBytes + divide_up(groups * s.options.bits, 8);
-    case GroupParameters::kF16Zeros:
+    case GroupNumbers::kF16Zeros:
       return groups * 2 * kHalfBytes;
-    case GroupParameters::kDoubleQuantized:
+    case GroupNumbers::kDoubleQuantized:
       return groups + divide_up(groups, 256) * 4;
   }
   return 0;

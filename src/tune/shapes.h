@@ -26,13 +26,13 @@ enum class Learns { kEverything, kLowRank, kScales, kWeakColumns };
 // What stands beside the codes of a group: an f16 scale and a zero-point as wide as a code (GPTQ
 // files, PEQA), or an f16 scale and an f16 zero-point (QEFT's tables), or QLoRA's double
 // quantization (8 bits per block of 64, an f32 per 256 blocks).
-enum class GroupParameters { kPackedZeros, kF16Zeros, kDoubleQuantized };
+enum class GroupNumbers { kPackedZeros, kF16Zeros, kDoubleQuantized };
 
 // A method of the papers: a storage and what learns, with the papers' settings as defaults.
 struct ShapeMethod {
   std::string_view name;
   Learns learns;
-  GroupParameters group_parameters;
+  GroupNumbers group_numbers;
   std::span<const int> bits;  // possible ones; the first is the default; 16: f16, no codes
   int group_size;             // columns; -1: channel-wise
   int weak_columns;

@@ -235,11 +235,67 @@ class Cli(unittest.TestCase):
         self.fails("fit", "--shape", "gpt-4", says="there are llama-7b")
         self.fails("fit", "--shape", "llama-7b", "--method", "qeft", "--weak-columns", "5000", says="4096 columns")
         self.fails("fit", "--shape", "llama-7b", "--group-size", "100", says="multiple of 32")
-        self.fails("fit", "-m", "toy.gguf", "--method", "qeft", says="--shape")
-        for args in ((), ("-m", "toy.gguf", "--shape", "llama-7b"), ("-m", "toy.gguf", "--bits", "4"),
+        for args in ((), ("-m", "toy.gguf", "--shape", "llama-7b"), ("-m", "toy.gguf", "--table"),
+                     ("--shape", "llama-7b", "--teacher", "toy.gguf"),
                      ("--shape", "llama-7b", "--precision", "f32"),
                      ("--shape", "llama-7b", "--table", "--method", "qeft")):
             self.trimpot("fit", *args, code=2)
+
+    def test_fit_of_every_method(self):
+        def total(*args):
+            out, _ = self.trimpot("fit", "-m", "toy.gguf", "--json", "-t", "1", "--method", *args)
+            report = json.loads(out)
+            self.assertEqual(report["total_bytes"], sum(item["bytes"] for item in report["items"]))
+            return report["total_bytes"]
+
+        self.assertGreater(total("peqa-both"), total("peqa"))
+        self.assertGreater(total("lora", "--lora-r", "16"), total("lora", "--lora-r", "4"))
+        self.assertGreater(total("lora", "--lora-r", "4"),
+                           total("lora", "--lora-r", "4", "--target-modules", "q_proj,v_proj"))
+        self.assertGreater(total("qeft", "--weak-columns", "8"), total("qeft", "--weak-columns", "4"))
+        self.assertGreater(total("peqa", "--teacher", "f16.gguf"), total("peqa"))
+        self.assertGreater(total("full"), total("peqa"))
+        self.assertNotEqual(total("qat"), total("qat", "--bits", "8", "--group-size", "32"))
+        self.fails("fit", "-m", "toy.gguf", "--method", "qeft", says=["toy.gguf", "--weak-columns 16"])
+        self.fails("fit", "-m", "toy.gguf", "--method", "nonsense", says="peqa-both, qeft, lora")
+        self.fails("fit", "-m", "f16.gguf", "--method", "qlora", says="is not quantized")
+
+    def test_own_file_end_to_end(self):
+        self.trimpot("quantize", "f16.gguf", "own.gguf", "--method", "qeft", "--group-size", "32",
+                     "--weak-columns", "4", "--calib", "text.txt", "--calib-samples", "2",
+                     "--calib-length", "64", "-q")
+        out, _ = self.trimpot("inspect", "own.gguf", "--json")
+        model = json.loads(out)
+        self.assertEqual((model["format"], model["architecture"], model["can_run"]), ("trimpot", "llama", True))
+        out, _ = self.trimpot("inspect", "f16.gguf", "--json")
+        self.assertEqual(model["parameters"], json.loads(out)["parameters"])
+        own = model["quantization"]
+        self.assertEqual([(kind["bits"], kind["group_size"], kind["zeros"], kind["layers"])
+                          for kind in own["linear"]], [(4, 32, "zero-points", 14)])
+        self.assertTrue(own["reordered"])
+        layers = own["weak_columns"]["layers"]
+        self.assertEqual(len(layers), 14)
+        lists = {layer["name"]: layer["channels"] for layer in layers}
+        # Original channels: what reads the residual stream shares them in a reordered model.
+        self.assertEqual(len({tuple(sorted(lists[f"blk.{i}.{name}"])) for i in range(2)
+                              for name in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")}), 1)
+        self.assertEqual({len(set(channels)) for channels in lists.values()}, {4})
+        self.assertEqual(sum(part["bytes"] for part in own["parts"]), model["tensor_bytes"])
+        self.assertIn("qeft", model["tuning"])
+        self.assertIn("weak columns", model["not_tunable"]["full"])
+        text, _ = self.trimpot("inspect", "own.gguf")
+        for part in (b"4-bit codes, groups of 32, zero-points (14 layers)", b"4 in every layer", b"weak columns"):
+            self.assertIn(part, text)
+
+        tuned = ("tune", "-m", "own.gguf", "--data", "data.jsonl", "--max-steps", "2", "--batch-size", "4", "-q")
+        self.trimpot(*tuned, "-o", "own-tuned.gguf", "--method", "qeft")
+        out, _ = self.trimpot("diff", "own.gguf", "own-tuned.gguf", "--json")
+        diff = json.loads(out)
+        self.assertTrue(diff["only_tuned"])
+        self.assertIn("only weak columns differ", diff["summary"])
+        self.trimpot(*tuned, "-o", "own.safetensors", "--method", "lora", "--lora-r", "2")
+        out, _ = self.trimpot("inspect", "own.safetensors", "--json")
+        self.assertEqual(json.loads(out)["kinds"], {"lora_a": 14, "lora_b": 14})
 
     def test_bad_data(self):
         cases = {

@@ -131,6 +131,40 @@ TEST_F(Diff, ScalesAndOffsetsWithTheirChanges) {
 }
 
 // Every byte of a block counts as what it is, in every type: a fifth bit is a code.
+// What the tensors of our own files hold is in their names (model/stored.h).
+TEST_F(Diff, PartsOfOwnFiles) {
+  const auto own = [](const char* name, ElementType type, std::size_t bytes) {
+    return TestTensor{name, type, {bytes / (type == ElementType::kI8 ? 1 : 2)}, Bytes(bytes)};
+  };
+  a_ = {own("blk.0.attn_q.codes", ElementType::kI8, 64),
+        own("blk.0.attn_q.scales", ElementType::kF16, 8),
+        own("blk.0.attn_q.zeros", ElementType::kF16, 8),
+        own("blk.0.attn_q.weak", ElementType::kF16, 16)};
+  const auto changed = [&](std::initializer_list<std::size_t> tensors) {
+    b_ = a_;
+    for (const std::size_t tensor : tensors) b_[tensor].data[3] = std::byte{1};
+    return diff();
+  };
+  FileDifference d = changed({3});
+  EXPECT_EQ(d.weak_bytes, 1u);
+  EXPECT_TRUE(d.only_tuned());
+  EXPECT_FALSE(d.only_scales_and_offsets());
+  EXPECT_EQ(d.tensors[0].dense.changed, 1u);
+  EXPECT_EQ(summarize(d),
+            "only weak columns differ: 1 of 4 tensors; codes, header and size are the same");
+  d = changed({1, 2});
+  EXPECT_TRUE(d.only_scales_and_offsets());
+  EXPECT_EQ(d.offset_bytes, 1u);
+  EXPECT_EQ(
+      summarize(d),
+      "only scales and zero-points differ: 2 of 4 tensors; codes, header and size are the same");
+  d = changed({0, 3});
+  EXPECT_FALSE(d.only_tuned());
+  EXPECT_EQ(d.code_bytes, 1u);
+  EXPECT_EQ(summarize(d),
+            "weak columns and codes differ: 2 of 4 tensors; header and size are the same");
+}
+
 TEST_F(Diff, EveryByteOfEveryBlockType) {
   for (const ElementType type : {ElementType::kQ4_0, ElementType::kQ4_1, ElementType::kQ5_0,
                                  ElementType::kQ5_1, ElementType::kQ8_0}) {

@@ -19,7 +19,7 @@ import tempfile
 
 import numpy as np
 import torch
-from small import NF4, Model, Toy, dynamic_map, f64, toy_text, toy_tokens
+from small import NF4, Model, Toy, dynamic_map, toy_text, toy_tokens
 
 # f32 sums of up to 1024 terms have a relative error of about 1e-6; OPTQ's updates add up a few hundred of such.
 TIE = 1e-4
@@ -247,16 +247,14 @@ def inputs_of(seen):
 
 
 def walk(case, windows, visit):
-    """Layer by layer: statistics with the unquantized layer on inputs of the quantized ones; visit(index, H)."""
+    """visit(index, H) with H of the inputs that everything before the layer, already quantized, gives it."""
     x = case.out.embedding[windows]
     for layer in range(case.out.layers):
-        dense = {i: f64(case.weights(i)) for i in range(7 * layer, 7 * layer + 7)}
         seen = []
-        case.out.layer(layer, x, lambda i, y: y @ dense[i].T, seen)
+        x = case.out.layer(layer, x, lambda i, y: y @ case.out.linears[i].weight().T, seen)
         for kind, y in enumerate(inputs_of(seen)):
             y = y.flatten(0, 1)
             visit(7 * layer + kind, (2 / len(y) * y.T @ y).numpy())
-        x = case.out.layer(layer, x, lambda i, y: y @ case.out.linears[i].weight().T)
 
 
 def check_global_columns(case, windows):

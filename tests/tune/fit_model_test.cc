@@ -13,16 +13,15 @@
 namespace trimpot {
 namespace {
 
-TEST(FitModel, AgreesWithTheMeasuredPeak) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "sanitizers take memory of their own";
-#endif
+// One pass of 512 tokens with what the method makes of the model. The estimate is never below what
+// was measured, and by 10 % above it at most. Methods must come in the order of their peaks.
+void expect_peak(const std::string& name) {
   const char* path = std::getenv("TRIMPOT_MODEL");
-  if (path == nullptr) GTEST_SKIP() << "TRIMPOT_MODEL is not set";
   const auto file = gguf::File::open(path);
   ASSERT_TRUE(file) << file.error().message;
   FitOptions options;
   options.threads = 2;
+  options.tuning.method = name;
   const auto report = estimate_fit(*file, options);
   ASSERT_TRUE(report) << report.error().message;
 
@@ -33,7 +32,9 @@ TEST(FitModel, AgreesWithTheMeasuredPeak) {
   ASSERT_TRUE(model) << model.error().message;
   const auto tokenizer = Tokenizer::from_gguf(*file);
   ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-  const auto method = make_scale_method(**model, {});
+  MethodOptions how;
+  how.method = name;
+  const auto method = make_method(compute, **model, how);
   ASSERT_TRUE(method) << method.error().message;
   TrainingPass pass(compute, **model);
   TrainingBatch batch;
@@ -47,7 +48,17 @@ TEST(FitModel, AgreesWithTheMeasuredPeak) {
   struct rusage usage {};
   ::getrusage(RUSAGE_SELF, &usage);
   const double peak = static_cast<double>(usage.ru_maxrss) * 1024;
-  EXPECT_NEAR(static_cast<double>(report->total), peak, 0.15 * peak);
+  EXPECT_GE(static_cast<double>(report->total), peak) << name;
+  EXPECT_LE(static_cast<double>(report->total), 1.1 * peak) << name;
+}
+
+TEST(FitModel, AgreesWithTheMeasuredPeak) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers take memory of their own";
+#endif
+  if (std::getenv("TRIMPOT_MODEL") == nullptr) GTEST_SKIP() << "TRIMPOT_MODEL is not set";
+  expect_peak("peqa");
+  expect_peak("lora");
 }
 
 }  // namespace

@@ -7,11 +7,12 @@
 #include <fstream>
 
 #include "support/toy_model.h"
+#include "tune/methods.h"
+#include "tune/own_files.h"
 
 namespace trimpot {
 namespace {
 
-constexpr ScaleMethod kMethods[] = {ScaleMethod::kScales, ScaleMethod::kZeros, ScaleMethod::kBoth};
 constexpr ScaleGranularity kGranularities[] = {ScaleGranularity::kGroup, ScaleGranularity::kRow};
 
 class Fit : public testing::Test {
@@ -46,8 +47,62 @@ std::size_t item(const FitReport& report, std::string_view name) {
   return 0;
 }
 
-// From names and shapes alone: what the tuning method itself finds in the loaded model. Rows that
-// are no multiple of 16 and formats with and without offsets, so that padding and kinds matter.
+// What make_method() and tuning_size() say of one method on one file: the same counts, or both an
+// error. And the same weights in memory.
+void expect_same_size(const std::string& path, const SizeOptions& options) {
+  SCOPED_TRACE(options.method);
+  const auto file = gguf::File::open(path);
+  ASSERT_TRUE(file) << file.error().message;
+  Compute compute(*usable_kernels().front(), Precision::kDefault, 1);
+  auto model = load_model(*file, compute.team);
+  ASSERT_TRUE(model) << model.error().message;
+  MethodOptions how;
+  how.method = options.method;
+  how.granularity = options.granularity;
+  how.low_rank.rank = options.rank;
+  how.scheme = options.scheme;
+  how.target_modules = options.target_modules;
+  if (options.weak_columns > 0) {
+    how.new_columns.resize((*model)->linear_count());
+    for (std::size_t index = 0; index < how.new_columns.size(); ++index)
+      if (is_target(options.target_modules, index))
+        for (std::int32_t i = 0; i < options.weak_columns; ++i) how.new_columns[index].push_back(i);
+  }
+  const auto size = tuning_size(tunable_linears(*file), options);
+  const auto method = make_method(compute, **model, how);
+  ASSERT_EQ(size.has_value(), method.has_value())
+      << (size ? method.error().message : size.error().message);
+  if (!size) return;
+  EXPECT_EQ(size->trainable, (*method)->trainable());
+  EXPECT_EQ(size->padded, (*method)->parameters().size());
+  const auto tensors = (*method)->adapter_tensors();
+  EXPECT_EQ(size->tensors > 0, tensors.has_value());
+  if (tensors) {
+    EXPECT_EQ(size->tensors, tensors->size());
+    std::size_t bytes = 0;
+    for (const AdapterTensor& tensor : *tensors) bytes += tensor.bytes.size();
+    EXPECT_EQ(size->adapter_bytes, bytes);
+  }
+  // The weights that the run holds, as the method made them.
+  FitOptions fit;
+  fit.max_seq_length = 64;
+  fit.tuning = options;
+  const auto report = estimate_fit(*file, fit);
+  ASSERT_TRUE(report) << report.error().message;
+  std::size_t weights = item(*report, "weights");
+  if (is_low_rank(options.method)) weights += item(*report, "low-rank pairs");
+  const std::size_t norms = (2 * 2 + 1) * 64 * 4;  // two layers of hidden width 64
+  std::size_t orders = 0;
+  for (std::size_t index = 0; index < (*model)->linear_count(); ++index) {
+    const Linear& linear = (*model)->linear(index);
+    if (linear.weight_columns) orders += 4 * linear.weight_columns->size();
+    if (linear.weak_columns) orders += 4 * linear.weak_columns->size();
+  }
+  EXPECT_EQ(weights, (*model)->weight_bytes() + norms + orders);
+}
+
+// From names and shapes alone: what every method itself finds in the loaded model. Rows that are no
+// multiple of 16 and formats with and without offsets, so that padding and kinds matter.
 TEST_F(Fit, CountsWhatTheMethodLearns) {
   ToyOptions toy;
   toy.feed_forward = 64;
@@ -56,24 +111,95 @@ TEST_F(Fit, CountsWhatTheMethodLearns) {
   toy.head_dim = 32;
   toy.linear_types = {ElementType::kQ4_1, ElementType::kQ8_0, ElementType::kF16, ElementType::kQ4_0,
                       ElementType::kQ5_1, ElementType::kQ5_0, ElementType::kQ4_1};
-  auto loaded = load_toy(toy_file(toy), folder_ + "/toy.gguf");
-  ASSERT_TRUE(loaded) << loaded.error().message;
+  write(toy_file(toy));
   const std::vector<std::vector<std::string>> module_sets{{}, {"q_proj", "k_proj", "v_proj"}};
-  for (const auto& modules : module_sets)
-    for (const ScaleMethod method : kMethods)
+  for (const std::string& method : method_names())
+    for (const auto& modules : module_sets)
       for (const ScaleGranularity granularity : kGranularities) {
-        const auto tuning = make_scale_method(*loaded->model, {method, granularity, modules});
-        ASSERT_TRUE(tuning) << tuning.error().message;
-        const TuningSize size =
-            tuning_size(tunable_linears(loaded->file, modules), method, granularity);
-        EXPECT_EQ(size.counts.trainable, (*tuning)->trainable());
-        EXPECT_EQ(size.counts.padded, (*tuning)->parameters().size());
-        const auto tensors = *(*tuning)->adapter_tensors();
-        EXPECT_EQ(size.tensors, tensors.size());
-        std::size_t bytes = 0;
-        for (const AdapterTensor& tensor : tensors) bytes += tensor.bytes.size();
-        EXPECT_EQ(size.adapter_bytes, bytes);
+        SizeOptions options{method, granularity, modules, 5, 0, {}};
+        expect_same_size(folder_ + "/toy.gguf", options);
       }
+  SizeOptions fresh;
+  fresh.method = "qeft";
+  fresh.weak_columns = 3;
+  expect_same_size(folder_ + "/toy.gguf", fresh);
+}
+
+// Our own files: groups of codes, symmetric and with zero-points, weak columns anywhere or last.
+TEST_F(Fit, CountsWhatTheMethodLearnsOfOwnFiles) {
+  const OwnOptions kinds[] = {
+      {{4, 32, ZeroKind::kInteger}},          {{3, kWholeRow, ZeroKind::kSymmetric}},
+      {{8, 64, ZeroKind::kOffset}},           {{4, 32, ZeroKind::kInteger}, 5},
+      {{4, 32, ZeroKind::kInteger}, 5, 1, 3},
+  };
+  for (const OwnOptions& kind : kinds) {
+    write(own_file(dense_toy(), kind));
+    for (const std::string& method : method_names()) {
+      SizeOptions options;
+      options.method = method;
+      options.rank = 3;
+      options.scheme = {3, 32, ZeroKind::kInteger};
+      expect_same_size(folder_ + "/toy.gguf", options);
+    }
+  }
+}
+
+// Reading the columns in another order takes copies of the inputs; weak columns that are the last
+// ones do not.
+TEST_F(Fit, GatheredInputs) {
+  FitOptions options;
+  options.max_seq_length = 64;
+  options.tuning.method = "qeft";
+  const auto forward = [&](const ToyFile& toy) {
+    const auto report = estimate_fit(write(toy), options);
+    EXPECT_TRUE(report) << report.error().message;
+    return report ? item(*report, "one layer, forward") : 0;
+  };
+  const OwnOptions scattered{{4, 32, ZeroKind::kInteger}, 5};
+  ToyFile last = own_file(dense_toy(), scattered);
+  for (ToyTensor& tensor : last.tensors) {
+    if (!tensor.name.ends_with(".weak_columns")) continue;
+    const std::int32_t columns = tensor.name.find("ffn_down") != std::string::npos ? 96 : 64;
+    std::vector<std::int32_t> numbers(5);
+    std::iota(numbers.begin(), numbers.end(), columns - 5);
+    tensor.data = raw(numbers);
+  }
+  // Robust and weak columns of four inputs: q, k, v share one order, and so do gate and up.
+  const std::size_t copies = 512 * (3 * (59 + 5) + 91 + 5) * 4;
+  EXPECT_NEAR(static_cast<double>(forward(own_file(dense_toy(), scattered))),
+              static_cast<double>(forward(last) + copies), 8 * 4096);
+}
+
+// The parts that only some runs have.
+TEST_F(Fit, WhatElseARunTakes) {
+  ToyOptions toy;
+  toy.context = 4096;
+  const gguf::File file = write(toy_file(toy));
+  FitOptions options;
+  options.tuning.method = "lora";
+  options.tuning.rank = 8;
+  const auto plain = estimate_fit(file, options);
+  ASSERT_TRUE(plain) << plain.error().message;
+  FitOptions dropping = options;
+  dropping.dropout = true;  // a copy of the widest input, and its gradient
+  EXPECT_NEAR(static_cast<double>(item(*estimate_fit(file, dropping), "one layer, backward")),
+              static_cast<double>(item(*plain, "one layer, backward") + 2 * 512 * 96 * 4),
+              4 * 4096);
+  FitOptions adapter = options;
+  adapter.adapter = true;
+  EXPECT_EQ(item(*estimate_fit(file, adapter), "adapter"),
+            tuning_size(tunable_linears(file), options.tuning)->adapter_bytes);
+  FitOptions taught = options;
+  taught.teacher = &file;
+  const auto with_teacher = estimate_fit(file, taught);
+  EXPECT_GT(item(*with_teacher, "teacher"), item(*plain, "weights"));
+  EXPECT_GT(item(*with_teacher, "teacher, forward"), item(*plain, "one layer, forward"));
+  options.tuning.rank = 64;
+  options.available = 1;
+  options.tuning.target_modules = {"q_proj"};
+  EXPECT_EQ(estimate_fit(file, options)->advice.find("no option brings it below"), 0u);
+  options.available = estimate_fit(file, options)->total - 1;
+  EXPECT_EQ(estimate_fit(file, options)->advice.find("--lora-r 8 would need"), 0u);
 }
 
 TEST_F(Fit, NamesThatAreNoLayersAreNotTunable) {
@@ -86,9 +212,9 @@ TEST_F(Fit, NamesThatAreNoLayersAreNotTunable) {
   ASSERT_TRUE(writer.write(folder_ + "/names.gguf"));
   const auto file = gguf::File::open(folder_ + "/names.gguf");
   ASSERT_TRUE(file);
-  const auto linears = tunable_linears(*file, {});
+  const auto linears = tunable_linears(*file);
   ASSERT_EQ(linears.size(), 2u);
-  EXPECT_EQ(linears[0].name, "blk.0.attn_q.weight");
+  EXPECT_EQ(linears[0].name, "blk.0.attn_q");
   EXPECT_EQ(linears[1].module, "up_proj");
   const auto report = estimate_fit(*file, {});
   ASSERT_FALSE(report);
@@ -148,10 +274,10 @@ TEST_F(Fit, MoreTakesMore) {
   shorter.sequences_per_step = 1;
   EXPECT_LT(item(*estimate_fit(file, shorter), "layer inputs"), item(*base, "layer inputs") / 4);
   FitOptions rows = options;
-  rows.granularity = ScaleGranularity::kRow;
+  rows.tuning.granularity = ScaleGranularity::kRow;
   EXPECT_LT(item(*estimate_fit(file, rows), "learned values"), item(*base, "learned values"));
   FitOptions both = options;
-  both.method = ScaleMethod::kBoth;
+  both.tuning.method = "peqa-both";
   EXPECT_EQ(item(*estimate_fit(file, both), "learned values"), 2 * item(*base, "learned values"));
   FitOptions f32 = options;
   f32.precision = Precision::kF32;
@@ -165,11 +291,11 @@ TEST_F(Fit, Advice) {
   toy.context = 4096;
   const gguf::File file = write(toy_file(toy));
   FitOptions options;
-  options.method = ScaleMethod::kBoth;
+  options.tuning.method = "peqa-both";
   options.max_seq_length = 2048;
-  const auto total_of = [&](ScaleMethod method, std::int64_t length) {
+  const auto total_of = [&](const char* method, std::int64_t length) {
     FitOptions changed = options;
-    changed.method = method;
+    changed.tuning.method = method;
     changed.max_seq_length = length;
     return estimate_fit(file, changed)->total;
   };
@@ -181,12 +307,12 @@ TEST_F(Fit, Advice) {
     EXPECT_EQ(report->fits, report->total <= available);
     return report->advice;
   };
-  EXPECT_EQ(advice_for(total_of(ScaleMethod::kBoth, 2048)), "");
-  EXPECT_EQ(advice_for(total_of(ScaleMethod::kScales, 2048)).find("--method peqa would need"), 0u);
-  EXPECT_EQ(advice_for(total_of(ScaleMethod::kScales, 1024))
-                .find("--method peqa --max-seq-length 1024 would need"),
-            0u);
-  EXPECT_EQ(advice_for(total_of(ScaleMethod::kScales, 512) - 1)
+  EXPECT_EQ(advice_for(total_of("peqa-both", 2048)), "");
+  EXPECT_EQ(advice_for(total_of("peqa", 2048)).find("--method peqa would need"), 0u);
+  EXPECT_EQ(
+      advice_for(total_of("peqa", 1024)).find("--method peqa --max-seq-length 1024 would need"),
+      0u);
+  EXPECT_EQ(advice_for(total_of("peqa", 512) - 1)
                 .find("--method peqa --max-seq-length 256 --batch-size 1 would need"),
             0u);
   EXPECT_EQ(advice_for(1).find("no option brings it below"), 0u);
@@ -199,17 +325,17 @@ TEST_F(Fit, Errors) {
   ToyOptions toy;
   FitOptions options;
   options.max_seq_length = 256;
-  options.target_modules = {"lm_head"};
+  options.tuning.target_modules = {"lm_head"};
   EXPECT_NE(
       message(estimate_fit(write(toy_file(toy)), options)).find("\"lm_head\" matches nothing"),
       std::string::npos);
-  options.target_modules.clear();
+  options.tuning.target_modules.clear();
   options.max_seq_length = 257;
   EXPECT_NE(message(estimate_fit(write(toy_file(toy)), options)).find("context of 256"),
             std::string::npos);
   options.max_seq_length = 256;
   toy.linear_types = ToyOptions::all_linears(ElementType::kQ4_0);
-  options.method = ScaleMethod::kZeros;
+  options.tuning.method = "peqa-zero";
   EXPECT_NE(message(estimate_fit(write(toy_file(toy)), options)).find("use --method peqa"),
             std::string::npos);
   toy.linear_types = ToyOptions::all_linears(ElementType::kF16);
