@@ -19,7 +19,7 @@ import tempfile
 
 import numpy as np
 import torch
-from small import NF4, Model, Toy, dynamic_map, f64, toy_text, toy_tokens
+from small import NF4, Model, Toy, dynamic_map, toy_text, toy_tokens
 
 # f32 sums of up to 1024 terms have a relative error of about 1e-6; OPTQ's updates add up a few hundred of such.
 TIE = 1e-4
@@ -247,16 +247,14 @@ def inputs_of(seen):
 
 
 def walk(case, windows, visit):
-    """Layer by layer: statistics with the unquantized layer on inputs of the quantized ones; visit(index, H)."""
+    """visit(index, H) with H of the inputs that everything before the layer, already quantized, gives it."""
     x = case.out.embedding[windows]
     for layer in range(case.out.layers):
-        dense = {i: f64(case.weights(i)) for i in range(7 * layer, 7 * layer + 7)}
         seen = []
-        case.out.layer(layer, x, lambda i, y: y @ dense[i].T, seen)
+        x = case.out.layer(layer, x, lambda i, y: y @ case.out.linears[i].weight().T, seen)
         for kind, y in enumerate(inputs_of(seen)):
             y = y.flatten(0, 1)
             visit(7 * layer + kind, (2 / len(y) * y.T @ y).numpy())
-        x = case.out.layer(layer, x, lambda i, y: y @ case.out.linears[i].weight().T)
 
 
 def check_global_columns(case, windows):
@@ -331,7 +329,8 @@ def check_nf4(case):
         scales = t[f"{s.name}.absmax_scales"]
         tally.near("offsets", np.array([F32(absmax.astype(np.float64).mean()) != offset]),
                    np.array([abs(absmax.astype(np.float64).mean() / offset - 1)]))  # fmt: skip
-        of = np.arange(absmax.size).reshape(absmax.shape) // 256
+        places = case.out.places(s.name, rows)
+        of = np.arange(absmax.size).reshape(absmax.shape)[places] // 256
         less = absmax - offset
         tally.equal("scales", [np.abs(less[of == b]).max() for b in range(of.max() + 1)], scales)
         share = (less * (F32(1) / scales)[of]).astype(F32)
@@ -339,13 +338,13 @@ def check_nf4(case):
         tally.equal("magnitudes", mine, t[f"{s.name}.absmax"].view(np.uint8))
         if quantize_4bit is None or columns % 64:
             continue
-        packed, state = quantize_4bit(torch.from_numpy(w), blocksize=64, compress_statistics=True, quant_type="nf4")
+        packed, state = quantize_4bit(torch.from_numpy(w[np.argsort(places)]), blocksize=64, compress_statistics=True, quant_type="nf4")
         packed = packed.flatten().numpy()
-        tally.equal("codes of bitsandbytes", np.stack([packed >> 4, packed & 15], 1).reshape(w.shape), s.codes)
+        tally.equal("codes of bitsandbytes", np.stack([packed >> 4, packed & 15], 1).reshape(w.shape)[places], s.codes)
         # Its mean is a sum in f32, which may move the last bit of the offset and so the scales.
         theirs = state.state2.absmax.numpy()
         tally.near("scales of bitsandbytes", theirs != scales, np.abs(theirs / scales - 1))
-        theirs = state.absmax.numpy().reshape(absmax.shape)
+        theirs = state.absmax.numpy().reshape(absmax.shape)[places]
         # Its CPU library differs from its own definition within 2^-16 of a tie (version 0.50).
         differs = theirs != t[f"{s.name}.absmax"].view(np.uint8)
         distance = np.abs(share[..., None] - nested_middle).min(-1)

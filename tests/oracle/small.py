@@ -64,7 +64,7 @@ class Stored:
             self.kind, self.bits, self.each = "nf4", 4, 64
             self.codes = unpack(t[f"{name}.codes"], 4, self.width)
             codes = t[f"{name}.absmax"].view(np.uint8)
-            nested = np.arange(codes.size).reshape(codes.shape) // 256
+            nested = np.arange(codes.size).reshape(codes.shape)[file.places(name, rows)] // 256
             absmax = dynamic_map()[codes] * t[f"{name}.absmax_scales"][nested] + t[f"{name}.absmax_offset"][0]
             self.levels, self.scales = f64(NF4[self.codes]), f64(absmax.astype(np.float16))
         elif f"{name}.codes" in t:
@@ -136,6 +136,12 @@ class Model:
         self.embedding = self.dense("token_embd")[:, torch.from_numpy(moved)]
         self.head = self.dense("output")[:, torch.from_numpy(moved)] if "output.weight" in self.raw else self.embedding
         self.norm = lambda name: f64(self.tensors[f"{name}.weight"])
+
+    def places(self, name, rows):
+        """Place of each row in PyTorch's order; the inverse of how llama.cpp moves q and k."""
+        if not name.endswith(("attn_q", "attn_k")):
+            return np.arange(rows)
+        return np.arange(rows).reshape(-1, 2, self.head_dim // 2).swapaxes(1, 2).reshape(-1)
 
     def field(self, key):
         return self.fields[key].contents() if key in self.fields else None
