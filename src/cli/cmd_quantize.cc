@@ -35,8 +35,7 @@ Result<Recipe> make_recipe(const Options& options) {
   const bool codes = recipe.target == Target::kCodes && options.method != "int8";
   if (codes) recipe.scheme.bits = options.bits;
   if (options.group_size != 0) {
-    if (!codes)
-      return fail("--group-size: method {} has a fixed format", options.method);
+    if (!codes) return fail("--group-size: method {} has a fixed format", options.method);
     if (options.group_size != -1 && (options.group_size < 32 || options.group_size % 32 != 0))
       return fail("--group-size {}: a multiple of 32, or -1 for one group per row, was expected",
                   options.group_size);
@@ -79,9 +78,10 @@ Result<std::vector<std::vector<TokenId>>> calibration_windows(const Options& opt
   TRIMPOT_TRY(const std::string text, read_text_file(options.calibration));
   const std::vector<TokenId> tokens = tokenizer.encode(text);
   if (tokens.size() < options.length)
-    return fail("{}: {} tokens are less than one calibration window of {}; give more text or a "
-                "smaller --calib-length",
-                options.calibration, tokens.size(), options.length);
+    return fail(
+        "{}: {} tokens are less than one calibration window of {}; give more text or a "
+        "smaller --calib-length",
+        options.calibration, tokens.size(), options.length);
   std::vector<std::vector<TokenId>> windows;
   for (std::size_t at = 0; at + options.length <= tokens.size() && windows.size() < options.samples;
        at += options.length)
@@ -142,16 +142,17 @@ Status quantize(const Options& options) {
     TRIMPOT_TRY(how.calibration, calibration_windows(options, file));
   }
   if (!options.quiet && is_quantized(file))
-    note(fmt::format("{} is quantized already: its weights are dequantized first, what they lost "
-                     "stays lost",
-                     options.input));
+    note(
+        fmt::format("{} is quantized already: its weights are dequantized first, what they lost "
+                    "stays lost",
+                    options.input));
   TRIMPOT_TRY(const Kernels* kernels, select_kernels());
   Compute compute(*kernels, Precision::kF32,
                   options.threads > 0 ? options.threads : default_thread_count());
   StageProgress progress(options.quiet);
-  auto result = quantize_model(
-      compute, file, options.output, how,
-      [&](double done, const std::string& what) { progress.update(done, what); });
+  auto result =
+      quantize_model(compute, file, options.output, how,
+                     [&](double done, const std::string& what) { progress.update(done, what); });
   progress.finish();
   if (!result) return fail(result.error());
   return report(options, *result, how.calibration.size());
@@ -159,12 +160,12 @@ Status quantize(const Options& options) {
 
 void add_method_options(CLI::App& command, Options& options) {
   command
-      .add_option("--method", options.method,
-                  "rtn (round to nearest), optq (GPTQ), owq, qeft (weak columns in f16), nf4, int8, "
-                  "or f16, bf16, f32: dequantize")
+      .add_option(
+          "--method", options.method,
+          "rtn (round to nearest), optq (GPTQ), owq, qeft (weak columns in f16), nf4, int8, "
+          "or f16, bf16, f32: dequantize")
       ->required()
-      ->check(CLI::IsMember(
-          {"rtn", "optq", "owq", "qeft", "nf4", "int8", "f16", "bf16", "f32"}));
+      ->check(CLI::IsMember({"rtn", "optq", "owq", "qeft", "nf4", "int8", "f16", "bf16", "f32"}));
   command.add_option("--bits", options.bits, "bits of a code")
       ->check(CLI::IsMember({3, 4, 8}))
       ->capture_default_str();
@@ -175,8 +176,9 @@ void add_method_options(CLI::App& command, Options& options) {
       .add_option("--zeros", options.zeros,
                   "integer zero-points (default), float offsets, or symmetric")
       ->check(CLI::IsMember({"integer", "float", "symmetric"}));
-  command.add_option("--weak-columns", options.weak_columns,
-                     "columns of every layer that stay in f16 (owq, qeft; default 16)")
+  command
+      .add_option("--weak-columns", options.weak_columns,
+                  "columns of every layer that stay in f16 (owq, qeft; default 16)")
       ->check(CLI::PositiveNumber);
   command.add_option("--weak-columns-from", options.weak_columns_from,
                      "take the weak columns of this model: to merge its tuned ones later");
@@ -195,8 +197,9 @@ void add_method_options(CLI::App& command, Options& options) {
       ->check(CLI::IsMember({"offline", "online"}));
   command.add_flag("--act-order", options.act_order,
                    "optq: quantize the columns with the largest inputs first");
-  command.add_option("--damping", options.damping,
-                     "added to the Hessian's diagonal, as a part of its mean")
+  command
+      .add_option("--damping", options.damping,
+                  "added to the Hessian's diagonal, as a part of its mean")
       ->capture_default_str();
   command
       .add_option("--head-type", options.head,
@@ -207,8 +210,8 @@ void add_method_options(CLI::App& command, Options& options) {
 }  // namespace
 
 void add_quantize(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "quantize", "Make a 3-, 4- or 8-bit model of any GGUF, ready to be tuned");
+  CLI::App* command =
+      app.add_subcommand("quantize", "Make a 3-, 4- or 8-bit model of any GGUF, ready to be tuned");
   auto options = std::make_shared<Options>();
   command->add_option("input", options->input, "GGUF model")->required();
   command->add_option("output", options->output, "the file to write (.gguf)")->required();

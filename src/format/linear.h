@@ -22,11 +22,11 @@ namespace trimpot {
 using ColumnOrder = std::shared_ptr<const std::vector<std::int32_t>>;
 
 struct LowRank {
-  Matrix a;          // f32 [rank, columns], or [rank, ceil(columns / pool)]
-  Matrix b;          // f32 [rows, rank]
-  float scale = 0;   // alpha / r, or alpha / sqrt(r)
-  int pool = 0;      // 0: A sees x itself
-  float dropout = 0; // of A's input while tuning
+  Matrix a;           // f32 [rank, columns], or [rank, ceil(columns / pool)]
+  Matrix b;           // f32 [rows, rank]
+  float scale = 0;    // alpha / r, or alpha / sqrt(r)
+  int pool = 0;       // 0: A sees x itself
+  float dropout = 0;  // of A's input while tuning
   std::uint64_t seed = 0;
 };
 

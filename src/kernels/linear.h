@@ -1,6 +1,7 @@
 // The contracts of a linear layer, over whole matrices and all threads:
 //   linear           y  = x W^T                                   (MatMul)
-//   linear_backward  dx = dy W                                    (MatMulT; no transposed copy of W)
+//   linear_backward  dx = dy W                                    (MatMulT; no transposed copy of
+//   W)
 //                    d_scale, d_offset                            (GradScales, GradOffsets; no dW)
 //                    dF[n, j] = sum_t dy[t, n] x[t, j]            (GradColumns, GradDense)
 // with weak columns and the low-rank path included (format/linear.h). Every function splits its
@@ -79,9 +80,9 @@ using ScaleGradientSink = std::function<void(std::int64_t tile_begin, std::int64
 // Which gradients of a layer are wanted and where they go. Arrays are added to; their layout is
 // that of dense matrices, [tiles][columns][16].
 struct LinearSink {
-  ScaleGradientSink scales;   // empty: not wanted; so are null pointers
-  float* weak = nullptr;      // of `weak`
-  float* weight = nullptr;    // of `weight` whatever its storage: full tuning, fake quantization
+  ScaleGradientSink scales;  // empty: not wanted; so are null pointers
+  float* weak = nullptr;     // of `weak`
+  float* weight = nullptr;   // of `weight` whatever its storage: full tuning, fake quantization
   float* low_rank_a = nullptr;
   float* low_rank_b = nullptr;
   bool wanted() const { return scales || weak || weight || low_rank_a || low_rank_b; }

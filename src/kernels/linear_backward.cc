@@ -156,11 +156,10 @@ void dense_gradient(Compute& compute, const float* dy, std::int64_t rows, const 
   compute.team.for_each(tiles, 1, [&](std::int64_t tile, std::int64_t, int) {
     const std::int64_t row = tile * kTileRows;
     for (std::int64_t token = 0; token < tokens; token += kBlock)
-      compute.kernels.multiply({x + token * stride, 1, stride},
-                               {dy + token * rows + row, Storage::kF32, 16, rows}, columns,
-                               std::min<std::int64_t>(kTileRows, rows - row),
-                               std::min(kBlock, tokens - token), d + row * columns, kTileRows,
-                               true);
+      compute.kernels.multiply(
+          {x + token * stride, 1, stride}, {dy + token * rows + row, Storage::kF32, 16, rows},
+          columns, std::min<std::int64_t>(kTileRows, rows - row), std::min(kBlock, tokens - token),
+          d + row * columns, kTileRows, true);
   });
 }
 

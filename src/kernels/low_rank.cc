@@ -16,7 +16,8 @@ void for_each_kept(const CounterRng& rng, float dropout, std::int64_t first, std
   const float factor = 65536.0f / (65536.0f - static_cast<float>(limit));
   std::uint64_t bits = 0;
   for (std::int64_t i = first; i < first + count; ++i) {
-    if (i == first || i % 4 == 0) bits = rng.bits(static_cast<std::uint64_t>(i / 4)) >> (i % 4 * 16);
+    if (i == first || i % 4 == 0)
+      bits = rng.bits(static_cast<std::uint64_t>(i / 4)) >> (i % 4 * 16);
     visit(i - first, (bits & 0xffffu) < limit ? 0.0f : factor);
     bits >>= 16;
   }
@@ -84,8 +85,8 @@ void low_rank_forward(Compute& compute, const LowRank& path, const Activations& 
   linear_f32(compute, path.b, u, path.a.rows(), tokens, y, true);
 }
 
-void low_rank_backward(Compute& compute, const LowRank& path, const Activations& x,
-                       const float* dy, std::int64_t tokens, float* d_a, float* d_b, float* dx) {
+void low_rank_backward(Compute& compute, const LowRank& path, const Activations& x, const float* dy,
+                       std::int64_t tokens, float* d_a, float* d_b, float* dx) {
   const std::int64_t rank = path.a.rows(), rows = path.b.rows(), width = x.columns();
   const Input input = low_rank_input(compute, path, x, tokens);
   if (d_b != nullptr)

@@ -12,8 +12,8 @@ void low_rank_forward(Compute& compute, const LowRank& path, const Activations& 
 
 // With u = A x and du = scale dy B:  dB += scale dy^T u,  dA += du^T x,  dx += du A.
 // Null pointers: not wanted.
-void low_rank_backward(Compute& compute, const LowRank& path, const Activations& x,
-                       const float* dy, std::int64_t tokens, float* d_a, float* d_b, float* dx);
+void low_rank_backward(Compute& compute, const LowRank& path, const Activations& x, const float* dy,
+                       std::int64_t tokens, float* d_a, float* d_b, float* dx);
 
 // y [tokens, rows] (+)= x W^T in floats; x has rows `stride` floats apart.
 void linear_f32(Compute& compute, const Matrix& weight, const float* x, std::int64_t stride,

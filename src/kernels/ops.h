@@ -41,7 +41,14 @@ class Compute {
     return rounded_.data();
   }
   // At least `count` floats shared by all members during one operation; contents do not outlive it.
-  enum Shared { kHeadParts, kReordered, kLowRankInput, kLowRankInner, kLowRankGradient, kSharedCount };
+  enum Shared {
+    kHeadParts,
+    kReordered,
+    kLowRankInput,
+    kLowRankInner,
+    kLowRankGradient,
+    kSharedCount
+  };
   float* shared(Shared which, std::size_t count) {
     shared_[which].reserve(count);
     return shared_[which].data();

@@ -13,7 +13,8 @@ void read_linear(Compute& compute, Activations& x, std::int64_t rows,
   std::array<LinearView, kCount> readers = [&]<std::size_t... kIndex>(
       std::index_sequence<kIndex...>) {
     return std::array<LinearView, kCount>{outputs[kIndex].linear...};
-  }(std::make_index_sequence<kCount>());
+  }
+  (std::make_index_sequence<kCount>());
   x.prepare(compute, rows, readers);
   linear(compute, x, rows, outputs, add);
 }

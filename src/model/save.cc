@@ -92,8 +92,7 @@ std::vector<std::byte> encode_rows(ElementType type, std::span<const float> valu
     bytes.resize(values.size() / 32 * 34);
     for (std::size_t block = 0; block < values.size() / 32; ++block) {
       float most = 0;
-      for (std::size_t i = 0; i < 32; ++i)
-        most = std::max(most, std::fabs(values[block * 32 + i]));
+      for (std::size_t i = 0; i < 32; ++i) most = std::max(most, std::fabs(values[block * 32 + i]));
       const float d = most / 127.0f;
       const float inverse = d > 0 ? 1.0f / d : 0.0f;
       const f16 scale = f32_to_f16(d);

@@ -3,12 +3,12 @@
 // A file of ours is GGUF with general.architecture = "trimpot" and the real one in
 // trimpot.architecture; so other programs refuse it instead of misreading it. A matrix <name> that
 // is not an ordinary tensor <name>.weight is these:
-//   <name>.codes         I8  [row bytes, rows]   codes bit by bit, rows on whole bytes (format/grouped.h)
-//   <name>.scales        F16 [groups, rows]
-//   <name>.zeros         F16 [groups, rows]      w = scale (code - zero); or
-//   <name>.offsets       F16 [groups, rows]      w = scale code + offset; neither: zero 2^(bits-1)
-//   <name>.weak          F16 [k, rows]           weak columns, kept apart from the codes
-//   <name>.weak_columns  I32 [k]                 their input channels in the order of the file
+//   <name>.codes         I8  [row bytes, rows]   codes bit by bit, rows on whole bytes
+//   (format/grouped.h) <name>.scales        F16 [groups, rows] <name>.zeros         F16 [groups,
+//   rows]      w = scale (code - zero); or <name>.offsets       F16 [groups, rows]      w = scale
+//   code + offset; neither: zero 2^(bits-1) <name>.weak          F16 [k, rows]           weak
+//   columns, kept apart from the codes <name>.weak_columns  I32 [k]                 their input
+//   channels in the order of the file
 // NF4 has, instead of scales, bitsandbytes' double quantization (format/nf4.h):
 //   <name>.absmax        I8  [blocks per row, rows]   <name>.absmax_scales F32 [blocks / 256]
 //   <name>.absmax_offset F32 [1]
@@ -45,8 +45,9 @@ Result<GroupedSizes> read_grouped_sizes(const gguf::File& file, const std::strin
 // attn_k as rotary pairs (0, half, 1, half + 1 ...) in every head. Others: empty, the same order.
 std::vector<std::int32_t> nf4_row_places(const ModelConfig& config, const std::string& name);
 
-// Names of the tensors that will be read as <name>, with weak columns or without, for the check that
-// nothing is left over: offsets beside zeros, or a weight beside codes, would be ignored otherwise.
+// Names of the tensors that will be read as <name>, with weak columns or without, for the check
+// that nothing is left over: offsets beside zeros, or a weight beside codes, would be ignored
+// otherwise.
 void add_stored_names(const gguf::File& file, const std::string& name, bool weak,
                       std::unordered_set<std::string>& names);
 

@@ -129,9 +129,7 @@ void add_layer_slots(Model& model, std::size_t layer, std::vector<Slot>& slots) 
 
 }  // namespace
 
-std::string linear_tensor_name(std::size_t index) {
-  return linear_name(index) + ".weight";
-}
+std::string linear_tensor_name(std::size_t index) { return linear_name(index) + ".weight"; }
 
 std::string linear_name(std::size_t index) {
   return layer_tensor(index / kLinearKinds.size(),

@@ -12,8 +12,8 @@
 #include "base/result.h"
 #include "format/linear.h"
 #include "io/gguf/gguf.h"
-#include "sys/thread_team.h"
 #include "model/config.h"
+#include "sys/thread_team.h"
 
 namespace trimpot {
 

@@ -5,8 +5,8 @@
 namespace trimpot {
 namespace {
 
-constexpr std::int64_t kPanel = 32;   // columns of the Hessian computed at a time
-constexpr std::int64_t kTokens = 128; // rows of x that stay in the first-level cache as a panel
+constexpr std::int64_t kPanel = 32;    // columns of the Hessian computed at a time
+constexpr std::int64_t kTokens = 128;  // rows of x that stay in the first-level cache as a panel
 
 }  // namespace
 
@@ -31,11 +31,10 @@ void InputStatistics::add(Compute& compute, const float* x, std::int64_t tokens)
     const std::int64_t column = (panels - 1 - i) * kPanel;  // the longest first
     const std::int64_t count = std::min(kPanel, columns_ - column);
     for (std::int64_t t = 0; t < tokens; t += kTokens)
-      compute.kernels.multiply({x + t * columns_, 1, columns_},
-                               {x + t * columns_ + column, Storage::kF32, 16, columns_},
-                               std::min(column + kPanel, columns_), count,
-                               std::min(kTokens, tokens - t), hessian_.data() + column, columns_,
-                               true);
+      compute.kernels.multiply(
+          {x + t * columns_, 1, columns_}, {x + t * columns_ + column, Storage::kF32, 16, columns_},
+          std::min(column + kPanel, columns_), count, std::min(kTokens, tokens - t),
+          hessian_.data() + column, columns_, true);
   });
 }
 

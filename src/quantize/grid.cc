@@ -87,7 +87,8 @@ LaneParameters search(const Scheme& scheme, const float* tile, std::int64_t colu
 
 }  // namespace
 
-Result<GroupParameters> grid_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme) {
+Result<GroupParameters> grid_parameters(ThreadTeam& team, const WeightView& w,
+                                        const Scheme& scheme) {
   TRIMPOT_TRY_VOID(check_scheme(scheme, w.rows, w.columns));
   GroupParameters parameters = GroupParameters::sized(scheme, w.rows, w.columns);
   const std::int64_t each = scheme.group_columns(w.columns), groups = parameters.groups();

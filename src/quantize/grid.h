@@ -13,6 +13,7 @@ namespace trimpot {
 // numbers before the error is taken; the largest p wins ties. Errors are summed in f32 with
 // quotients w * (1 / s) instead of w / s, which moves a code by one only where w lies within an ulp
 // of the middle between two. Errors: as min_max_parameters().
-Result<GroupParameters> grid_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme);
+Result<GroupParameters> grid_parameters(ThreadTeam& team, const WeightView& w,
+                                        const Scheme& scheme);
 
 }  // namespace trimpot

@@ -34,13 +34,14 @@ Result<Linear> QuantizedLinear::linear(ColumnOrder& robust_order, ColumnOrder& w
     TRIMPOT_TRY(linear.weight, Matrix::pack_groups(codes.view()));
   }
   if (weak_count == 0) return linear;
-  TRIMPOT_TRY(linear.weak, Matrix::pack(ElementType::kF16, rows, weak_count,
-                                        std::as_bytes(std::span(weak))));
+  TRIMPOT_TRY(linear.weak,
+              Matrix::pack(ElementType::kF16, rows, weak_count, std::as_bytes(std::span(weak))));
   const auto robust = static_cast<std::size_t>(linear.columns - weak_count);
   const std::vector<std::int32_t> first(columns.begin(),
                                         columns.begin() + static_cast<std::ptrdiff_t>(robust));
   const auto last = weak_columns();
-  if (!weak_order || !std::equal(last.begin(), last.end(), weak_order->begin(), weak_order->end()) ||
+  if (!weak_order ||
+      !std::equal(last.begin(), last.end(), weak_order->begin(), weak_order->end()) ||
       first != *robust_order) {
     robust_order = std::make_shared<const std::vector<std::int32_t>>(first);
     weak_order = std::make_shared<const std::vector<std::int32_t>>(last.begin(), last.end());

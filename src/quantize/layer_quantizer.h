@@ -17,10 +17,10 @@
 namespace trimpot {
 
 struct QuantizedLinear {
-  GroupedCodes codes;                // of the robust columns
-  std::optional<Nf4Codes> nf4;       // instead of codes
-  std::vector<f16> weak;             // [rows][k]
-  std::vector<std::int32_t> columns; // input channel of each column, weak ones last
+  GroupedCodes codes;                 // of the robust columns
+  std::optional<Nf4Codes> nf4;        // instead of codes
+  std::vector<f16> weak;              // [rows][k]
+  std::vector<std::int32_t> columns;  // input channel of each column, weak ones last
   std::int64_t rows = 0;
   std::int64_t weak_count = 0;
 

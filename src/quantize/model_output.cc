@@ -229,8 +229,7 @@ Status ModelOutput::write_head(Compute& compute, const std::string& name) {
 Status ModelOutput::write_layer(std::size_t layer, std::vector<QuantizedLinear>& linears,
                                 std::span<const std::int32_t> feed_forward) {
   if (!residual_.empty())
-    TRIMPOT_TRY_VOID(
-        out_.write(layer_name(layer, "ffn_order"), 0, std::as_bytes(feed_forward)));
+    TRIMPOT_TRY_VOID(out_.write(layer_name(layer, "ffn_order"), 0, std::as_bytes(feed_forward)));
   for (std::size_t kind = 0; kind < linears.size(); ++kind) {
     QuantizedLinear& linear = linears[kind];
     const std::string name = linear_name(layer * kLinearKinds.size() + kind);

@@ -39,8 +39,7 @@ std::vector<float> original_rows(Compute& compute, const Model& model, std::size
               stored[static_cast<std::size_t>(c)];
       };
       place(linear.weight, linear.weight_columns, 0);
-      if (linear.weak.rows() > 0)
-        place(linear.weak, linear.weak_columns, linear.weight.columns());
+      if (linear.weak.rows() > 0) place(linear.weak, linear.weak_columns, linear.weight.columns());
     }
   });
   return out;
@@ -79,9 +78,10 @@ Result<ChosenColumns> columns_of_file(const std::string& path, const Model& mode
   TRIMPOT_TRY(const auto other, load_frame(file));
   if (other->config.layers != model.config.layers || other->config.hidden != model.config.hidden ||
       other->config.feed_forward != model.config.feed_forward)
-    return fail("{}: its shape differs from the input's; weak columns can only be taken from a "
-                "model of the same family and size",
-                path);
+    return fail(
+        "{}: its shape differs from the input's; weak columns can only be taken from a "
+        "model of the same family and size",
+        path);
   ChosenColumns chosen;
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     const std::int64_t columns = linear_size(model.config, index % kLinearKinds.size()).columns;
@@ -172,9 +172,10 @@ class Quantization {
       for (const auto& [index, columns] : chosen_) {
         const std::size_t kind = index % kLinearKinds.size();
         if (kind != kO && kind != kDown && columns != report_.global_columns)
-          return fail("{}: its weak columns differ from layer to layer; method qeft needs one "
-                      "choice for the residual axis (take them with --method owq)",
-                      options_.weak_columns_from);
+          return fail(
+              "{}: its weak columns differ from layer to layer; method qeft needs one "
+              "choice for the residual axis (take them with --method owq)",
+              options_.weak_columns_from);
       }
       return {};
     }
@@ -189,11 +190,10 @@ class Quantization {
       InputStatistics attention(model_->config.hidden, false);
       InputStatistics feed_forward(model_->config.hidden, false);
       for (const LayerInput input : kLayerInputs)
-        TRIMPOT_TRY_VOID(
-            samples.see(weights, input, [&](const float* values, std::int64_t tokens) {
-              if (input == LayerInput::kAttention) attention.add(compute_, values, tokens);
-              if (input == LayerInput::kFeedForward) feed_forward.add(compute_, values, tokens);
-            }));
+        TRIMPOT_TRY_VOID(samples.see(weights, input, [&](const float* values, std::int64_t tokens) {
+          if (input == LayerInput::kAttention) attention.add(compute_, values, tokens);
+          if (input == LayerInput::kFeedForward) feed_forward.add(compute_, values, tokens);
+        }));
       if (layer + 1 < model_->layers.size()) TRIMPOT_TRY_VOID(samples.advance(weights));
       diagonals.push_back(attention.diagonal());
       diagonals.push_back(feed_forward.diagonal());
@@ -210,8 +210,8 @@ class Quantization {
     if (!chosen_.empty()) return chosen_[layer * kLinearKinds.size() + kind];
     if (recipe.selection == Selection::kGlobal && kind != kO && kind != kDown)
       return report_.global_columns;
-    return costliest_columns(compute_, recipe, rows[kind],
-                             linear_size(model_->config, kind).rows, seen->diagonal());
+    return costliest_columns(compute_, recipe, rows[kind], linear_size(model_->config, kind).rows,
+                             seen->diagonal());
   }
 
   Status quantize_layer(std::size_t layer, CalibrationRun* samples, ModelOutput& output) {
@@ -219,9 +219,8 @@ class Quantization {
     TRIMPOT_TRY(LayerRows rows, read_layer(layer));
     if (recipe.target == Target::kDense) {
       for (std::size_t kind = 0; kind < rows.size(); ++kind)
-        TRIMPOT_TRY_VOID(
-            output.write_dense(linear_name(layer * kLinearKinds.size() + kind), rows[kind],
-                               linear_size(model_->config, kind).columns));
+        TRIMPOT_TRY_VOID(output.write_dense(linear_name(layer * kLinearKinds.size() + kind),
+                                            rows[kind], linear_size(model_->config, kind).columns));
       return {};
     }
     LayerWeights weights;
@@ -240,8 +239,8 @@ class Quantization {
         report_.statistics_seconds += now_seconds() - start;
       }
       const double start = now_seconds();
-      TRIMPOT_TRY_VOID(quantize_readers(layer, input, seen ? &*seen : nullptr, rows, weights,
-                                        linears));
+      TRIMPOT_TRY_VOID(
+          quantize_readers(layer, input, seen ? &*seen : nullptr, rows, weights, linears));
       report_.layers_seconds += now_seconds() - start;
     }
     if (samples != nullptr && layer + 1 < model_->layers.size())
@@ -273,10 +272,10 @@ class Quantization {
         factor = std::move(*prepared);
         factor_columns = columns;
       }
-      auto done = quantize_linear(compute_, recipe, rows[kind], size.rows, std::move(columns),
-                                  count, factor ? &*factor : nullptr,
-                                  nf4_row_places(model_->config,
-                                                 linear_name(layer * kLinearKinds.size() + kind)));
+      auto done = quantize_linear(
+          compute_, recipe, rows[kind], size.rows, std::move(columns), count,
+          factor ? &*factor : nullptr,
+          nf4_row_places(model_->config, linear_name(layer * kLinearKinds.size() + kind)));
       if (!done) return named(layer, kind, done.error());
       report_.weights += static_cast<std::size_t>(size.rows * (size.columns - count));
       report_.tunable_weak += static_cast<std::size_t>(size.rows * count);

@@ -35,8 +35,8 @@ struct QuantizeOptions {
 struct QuantizeReport {
   std::vector<std::int32_t> global_columns;  // of the residual axis, ascending
   double sensitivity_seconds = 0, statistics_seconds = 0, layers_seconds = 0, seconds = 0;
-  std::size_t weights = 0;        // quantized
-  std::size_t tunable_weak = 0;   // f16 numbers in weak columns
+  std::size_t weights = 0;       // quantized
+  std::size_t tunable_weak = 0;  // f16 numbers in weak columns
 };
 
 // `done` in [0, 1].

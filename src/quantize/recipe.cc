@@ -25,8 +25,9 @@ Result<Recipe> recipe_of(const std::string& method) {
                         : method == "bf16" ? ElementType::kBF16
                                            : ElementType::kF32;
   } else {
-    return fail("method \"{}\" is not known; rtn, optq, owq, qeft, nf4, int8, f16, bf16 and f32 are",
-                method);
+    return fail(
+        "method \"{}\" is not known; rtn, optq, owq, qeft, nf4, int8, f16, bf16 and f32 are",
+        method);
   }
   return recipe;
 }
@@ -39,13 +40,15 @@ Status check_recipe(const Recipe& recipe, std::int64_t narrowest) {
     return fail("--weak-columns {}: method {} keeps at least 1", recipe.weak_columns,
                 recipe.method);
   if (recipe.weak_columns >= narrowest)
-    return fail("--weak-columns {}: the narrowest layer has only {} input columns, and some must "
-                "be quantized",
-                recipe.weak_columns, narrowest);
+    return fail(
+        "--weak-columns {}: the narrowest layer has only {} input columns, and some must "
+        "be quantized",
+        recipe.weak_columns, narrowest);
   if (!(recipe.damping >= 0 && recipe.damping < 100))
-    return fail("--damping {}: a fraction of the Hessian's mean diagonal was expected, 0.01 for "
-                "example",
-                recipe.damping);
+    return fail(
+        "--damping {}: a fraction of the Hessian's mean diagonal was expected, 0.01 for "
+        "example",
+        recipe.damping);
   return {};
 }
 

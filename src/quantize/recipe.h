@@ -39,8 +39,8 @@ struct Recipe {
   bool needs_calibration() const { return needs_hessian() || selection != Selection::kNone; }
 };
 
-// The recipe of rtn, optq, owq, qeft, nf4, int8, f16, bf16 or f32 with the papers' defaults: 4 bits;
-// owq channel-wise, qeft in groups of 128, both with 16 weak columns. Errors: another name.
+// The recipe of rtn, optq, owq, qeft, nf4, int8, f16, bf16 or f32 with the papers' defaults: 4
+// bits; owq channel-wise, qeft in groups of 128, both with 16 weak columns. Errors: another name.
 Result<Recipe> recipe_of(const std::string& method);
 
 // Errors: bits, group size or weak columns that fit no matrix of this width.

@@ -9,7 +9,8 @@ namespace trimpot {
 
 using namespace quantize;
 
-Result<GroupParameters> min_max_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme) {
+Result<GroupParameters> min_max_parameters(ThreadTeam& team, const WeightView& w,
+                                           const Scheme& scheme) {
   TRIMPOT_TRY_VOID(check_scheme(scheme, w.rows, w.columns));
   GroupParameters parameters = GroupParameters::sized(scheme, w.rows, w.columns);
   const std::int64_t each = scheme.group_columns(w.columns), groups = parameters.groups();

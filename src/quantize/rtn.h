@@ -16,7 +16,8 @@
 namespace trimpot {
 
 // Errors: check_scheme()'s; weights that are not finite, or whose scale exceeds f16 (row, columns).
-Result<GroupParameters> min_max_parameters(ThreadTeam& team, const WeightView& w, const Scheme& scheme);
+Result<GroupParameters> min_max_parameters(ThreadTeam& team, const WeightView& w,
+                                           const Scheme& scheme);
 
 // Rounds with parameters found before, for these rows and columns.
 GroupedCodes round_to_nearest(ThreadTeam& team, const WeightView& w, GroupParameters parameters);

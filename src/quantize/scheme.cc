@@ -17,7 +17,8 @@ Status check_scheme(const Scheme& scheme, std::int64_t rows, std::int64_t column
   return {};
 }
 
-GroupParameters GroupParameters::sized(const Scheme& scheme, std::int64_t rows, std::int64_t columns) {
+GroupParameters GroupParameters::sized(const Scheme& scheme, std::int64_t rows,
+                                       std::int64_t columns) {
   GroupParameters parameters{scheme, rows, columns, {}, {}, {}};
   const auto count = static_cast<std::size_t>(rows * parameters.groups());
   parameters.scales.resize(count);

@@ -104,8 +104,9 @@ class MatrixTuning final : public TuningMethod {
     std::vector<AdapterTensor> tensors;
     for (const Target& target : targets_) {
       if (target.part == Part::kWeight || target.part == Part::kFakeQuantized)
-        return fail("this method changes all weights; its result is a model file (.gguf), not an "
-                    "adapter");
+        return fail(
+            "this method changes all weights; its result is a model file (.gguf), not an "
+            "adapter");
       tensors.push_back(adapter_matrix(target));
       if (target.part == Part::kWeak) tensors.push_back(adapter_columns(target));
     }
@@ -128,8 +129,8 @@ class MatrixTuning final : public TuningMethod {
 
   bool commit_target(Target& target) {
     const auto values = parameters_.values.span().subspan(target.begin, target.count);
-    const bool finite = std::all_of(values.begin(), values.end(),
-                                    [](float value) { return std::isfinite(value); });
+    const bool finite =
+        std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
     if (const auto to = target.matrix->dense_f32(); !to.empty()) {
       std::copy(values.begin(), values.end(), to.begin());
       return finite;
@@ -164,8 +165,7 @@ class MatrixTuning final : public TuningMethod {
                 values[((r / kTileRows) * columns + c) * kTileRows + r % kTileRows];
       });
       auto codes = quantize_rtn(team, {plain.data(), rows, columns, columns}, scheme_);
-      if (!codes)
-        return fail("{}: {}", linear_tensor_name(target.linear), codes.error().message);
+      if (!codes) return fail("{}: {}", linear_tensor_name(target.linear), codes.error().message);
       TRIMPOT_TRY(*target.matrix, Matrix::pack_groups(codes->view()));
     }
     return {};
@@ -175,11 +175,10 @@ class MatrixTuning final : public TuningMethod {
   AdapterTensor adapter_matrix(const Target& target) const {
     const Matrix& matrix = *target.matrix;
     const LinearAxes axes = linear_axes(model_, target.linear);
-    const bool pooled = target.part == Part::kLowRankA &&
-                        model_.linear(target.linear).low_rank->pool > 0;
+    const bool pooled =
+        target.part == Part::kLowRankA && model_.linear(target.linear).low_rank->pool > 0;
     const ColumnOrder rows = target.part == Part::kLowRankA ? nullptr : axes.rows;
-    const ColumnOrder columns =
-        target.part == Part::kLowRankA && !pooled ? axes.columns : nullptr;
+    const ColumnOrder columns = target.part == Part::kLowRankA && !pooled ? axes.columns : nullptr;
     std::vector<float> values(static_cast<std::size_t>(matrix.rows() * matrix.columns()));
     for (std::int64_t r = 0; r < matrix.rows(); ++r)
       for (std::int64_t c = 0; c < matrix.columns(); ++c) {
@@ -192,19 +191,18 @@ class MatrixTuning final : public TuningMethod {
         const std::int64_t column = columns ? (*columns)[static_cast<std::size_t>(c)] : c;
         values[static_cast<std::size_t>(row * matrix.columns() + column)] = now - old;
       }
-    return AdapterTensor::make<float>(linear_tensor_name(target.linear) + suffix(target.part),
-                                      "F32",
-                                      {static_cast<std::uint64_t>(matrix.rows()),
-                                       static_cast<std::uint64_t>(matrix.columns())},
-                                      std::span<const float>(values));
+    return AdapterTensor::make<float>(
+        linear_tensor_name(target.linear) + suffix(target.part), "F32",
+        {static_cast<std::uint64_t>(matrix.rows()), static_cast<std::uint64_t>(matrix.columns())},
+        std::span<const float>(values));
   }
 
   // The weak columns' channels in the original order.
   AdapterTensor adapter_columns(const Target& target) const {
     const std::vector<std::int32_t> channels = weak_channels(model_, target.linear);
-    return AdapterTensor::make<std::int32_t>(
-        linear_tensor_name(target.linear) + ".weak_columns", "I32",
-        {static_cast<std::uint64_t>(channels.size())}, std::span<const std::int32_t>(channels));
+    return AdapterTensor::make<std::int32_t>(linear_tensor_name(target.linear) + ".weak_columns",
+                                             "I32", {static_cast<std::uint64_t>(channels.size())},
+                                             std::span<const std::int32_t>(channels));
   }
 
   Model& model_;
@@ -234,9 +232,10 @@ Result<std::vector<Target>> dense_targets(Model& model, ThreadTeam& team,
     if (!is_target(target_modules, index)) continue;
     Linear& linear = model.linear(index);
     if (linear.weak.rows() > 0)
-      return fail("{} has weak columns, which this method would not tune with the rest; use "
-                  "--method qeft, or a file without weak columns",
-                  linear_tensor_name(index));
+      return fail(
+          "{} has weak columns, which this method would not tune with the rest; use "
+          "--method qeft, or a file without weak columns",
+          linear_tensor_name(index));
     targets.push_back({index, part, &linear.weight, 0, 0, {}});
   }
   if (part == Part::kFakeQuantized) return targets;
@@ -266,8 +265,9 @@ Result<std::unique_ptr<TuningMethod>> make_weak_column_method(
       targets.push_back({index, Part::kWeak, &linear.weak, 0, 0, {}});
   }
   if (targets.empty())
-    return fail("this model has no weak columns; `trimpot quantize --method qeft` makes a file "
-                "with some, or choose them here with --weak-columns 16");
+    return fail(
+        "this model has no weak columns; `trimpot quantize --method qeft` makes a file "
+        "with some, or choose them here with --weak-columns 16");
   return std::make_unique<MatrixTuning>(model, std::move(targets), false);
 }
 
@@ -299,16 +299,17 @@ Result<std::unique_ptr<TuningMethod>> make_low_rank_method(Model& model,
     std::int64_t inputs = linear.columns;
     if (options.pooled) {
       if (!linear.weight.quantized() || linear.weak.rows() > 0)
-        return fail("{}: QA-LoRA needs a layer in groups of codes without weak columns; "
-                    "`trimpot quantize --method rtn --group-size 32` makes such a file",
-                    linear_tensor_name(index));
+        return fail(
+            "{}: QA-LoRA needs a layer in groups of codes without weak columns; "
+            "`trimpot quantize --method rtn --group-size 32` makes such a file",
+            linear_tensor_name(index));
       path->pool = linear.weight.view().group_chunks * kChunkColumns;
       inputs = linear.weight.groups();
     }
     path->a = Matrix::zeros(Storage::kF32, options.rank, inputs);
     path->b = Matrix::zeros(Storage::kF32, linear.rows(), options.rank);
-    path->scale = static_cast<float>(options.alpha /
-                                     (options.rank_stabilized ? std::sqrt(rank) : rank));
+    path->scale =
+        static_cast<float>(options.alpha / (options.rank_stabilized ? std::sqrt(rank) : rank));
     path->dropout = static_cast<float>(options.dropout);
     path->seed = options.seed * 8192 + index;
     const CounterRng rng(options.seed, index);

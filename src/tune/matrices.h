@@ -35,7 +35,7 @@ struct LowRankOptions {
   double dropout = 0;
   bool rank_stabilized = false;  // scale alpha / sqrt(r) instead of alpha / r (rsLoRA)
   bool pooled = false;           // QA-LoRA: A sees sums over the groups of the codes
-  std::uint64_t seed = 0;        // A is Kaiming-uniform(sqrt 5), that is U(+-1/sqrt(columns)); B = 0
+  std::uint64_t seed = 0;  // A is Kaiming-uniform(sqrt 5), that is U(+-1/sqrt(columns)); B = 0
   std::vector<std::string> target_modules;
 };
 // Adds low-rank pairs to the target layers and tunes them. Errors: no target, a rank that is not

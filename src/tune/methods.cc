@@ -17,8 +17,8 @@ constexpr std::size_t kLarge = 50'000'000'000;
 }  // namespace
 
 const std::vector<std::string>& method_names() {
-  static const std::vector<std::string> names{"peqa",   "peqa-zero", "peqa-both", "qeft", "lora",
-                                              "qlora",  "qalora",    "platypus",  "full", "qat"};
+  static const std::vector<std::string> names{"peqa",  "peqa-zero", "peqa-both", "qeft", "lora",
+                                              "qlora", "qalora",    "platypus",  "full", "qat"};
   return names;
 }
 
@@ -39,8 +39,8 @@ Result<TuningPreset> preset_of(const std::string& method, std::size_t parameters
     preset.warmup_ratio = 0.03;
     preset.max_grad_norm = 1.0;
   } else if (method == "qeft") {
-    preset.learning_rate = small ? (weak_columns > 32 ? 5e-4 : 1e-3)
-                                 : (weak_columns > 32 ? 5e-6 : 1e-5);
+    preset.learning_rate =
+        small ? (weak_columns > 32 ? 5e-4 : 1e-3) : (weak_columns > 32 ? 5e-6 : 1e-5);
   } else if (method == "lora") {
     preset.learning_rate = small ? 1e-3 : 2e-4;
     preset.dropout = 0.1;
@@ -83,9 +83,10 @@ Result<std::unique_ptr<TuningMethod>> make_method(Compute& compute, Model& model
   if (name == "qlora") {
     for (std::size_t index = 0; index < model.linear_count(); ++index)
       if (!model.linear(index).weight.quantized())
-        return fail("{} is not quantized, and QLoRA tunes over quantized weights; make an NF4 file "
-                    "with `trimpot quantize --method nf4`, or use --method lora",
-                    linear_tensor_name(index));
+        return fail(
+            "{} is not quantized, and QLoRA tunes over quantized weights; make an NF4 file "
+            "with `trimpot quantize --method nf4`, or use --method lora",
+            linear_tensor_name(index));
   }
   return make_low_rank_method(model, low_rank);
 }

@@ -33,8 +33,8 @@ struct MethodOptions {
   std::string method = "peqa";
   ScaleGranularity granularity = ScaleGranularity::kGroup;
   LowRankOptions low_rank;
-  Scheme scheme;                                      // qat
-  std::vector<std::vector<std::int32_t>> new_columns; // qeft on files without weak columns
+  Scheme scheme;                                       // qat
+  std::vector<std::vector<std::int32_t>> new_columns;  // qeft on files without weak columns
   std::vector<std::string> target_modules;
 };
 

@@ -59,9 +59,9 @@ class ScaleTuning final : public TuningMethod {
                     1.0f);
     sink_.linears.resize(linears);
     for (Target& target : targets_)
-      sink_.linears[target.linear].scales = [this, &target](
-                                                std::int64_t begin, std::int64_t end,
-                                                const float* d_scale, const float* d_offset) {
+      sink_.linears[target.linear].scales = [this, &target](std::int64_t begin, std::int64_t end,
+                                                            const float* d_scale,
+                                                            const float* d_offset) {
         accumulate(target, begin, end, d_scale, d_offset);
       };
   }

@@ -58,8 +58,8 @@ ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod met
 // The rule above for one group. `zero` is the learned z', if zero-points are learned.
 struct GroupValues {
   f16 scale;
-  f16 centre;     // m, or z where the format stores zeros; unused where it has neither
-  bool is_zero;   // centre is z
+  f16 centre;    // m, or z where the format stores zeros; unused where it has neither
+  bool is_zero;  // centre is z
 };
 GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero);
 // z of a group, stored or as -m / s in f32; 0 where the scale is zero.

@@ -37,7 +37,7 @@ struct TrainerOptions {
   std::uint64_t eval_steps = 0;  // 0: before, after, and not between
   std::uint64_t save_steps = 0;  // 0: no checkpoints but at an interruption
   std::size_t save_total_limit = 2;
-  Teacher teacher;               // whose logits are learned, instead of or beside the data
+  Teacher teacher;  // whose logits are learned, instead of or beside the data
 };
 
 struct StepReport {

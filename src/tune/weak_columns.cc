@@ -37,10 +37,9 @@ Result<std::vector<std::vector<std::int32_t>>> choose_weak_columns(
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
       layer_forward(compute, model.config, model.layers[layer], batch.segments, rope, rows,
                     x.data(), activations, x.data());
-      const float* inputs[] = {activations.attention_in.values(),
-                               activations.attention_out.values(),
-                               activations.feed_forward_in.values(),
-                               activations.feed_forward_out.values()};
+      const float* inputs[] = {
+          activations.attention_in.values(), activations.attention_out.values(),
+          activations.feed_forward_in.values(), activations.feed_forward_out.values()};
       for (std::size_t input = 0; input < std::size(inputs); ++input)
         seen[layer * std::size(inputs) + input].add(compute, inputs[input], rows);
     }
