@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "base/rng.h"
 #include "cli/command.h"
@@ -12,7 +13,8 @@
 #include "model/session.h"
 #include "model/training_pass.h"
 #include "optim/adamw.h"
-#include "tune/scales.h"
+#include "tune/adapter.h"
+#include "tune/methods.h"
 
 namespace trimpot::cli {
 namespace {
@@ -24,6 +26,8 @@ constexpr int kRounds = 5;
 struct BenchOptions {
   ModelOptions model;
   std::string method = "peqa";
+  std::int64_t rank = 0, weak_columns = 0;  // 0: as the method and the file have it
+  std::vector<std::string> target_modules;
   int decode_tokens = 128;
   int prompt_tokens = 512;
   int max_seq_length = 512;
@@ -35,17 +39,25 @@ struct Timing {
   double median = 0, least = 0, most = 0;
 };
 
-template <typename Body>
-Result<Timing> measure(Body&& body) {
-  TRIMPOT_TRY_VOID(body());
-  std::array<double, kRounds> seconds;
-  for (double& round : seconds) {
+// `prepare` comes before each round and is not measured.
+template <typename Body, typename Prepare>
+Result<Timing> measure(Body&& body, Prepare&& prepare) {
+  std::array<double, kRounds + 1> all;
+  for (double& round : all) {
+    TRIMPOT_TRY_VOID(prepare());
     const auto start = std::chrono::steady_clock::now();
     TRIMPOT_TRY_VOID(body());
     round = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
+  std::array<double, kRounds> seconds;
+  std::copy(all.begin() + 1, all.end(), seconds.begin());
   std::sort(seconds.begin(), seconds.end());
   return Timing{seconds[kRounds / 2], seconds.front(), seconds.back()};
+}
+
+template <typename Body>
+Result<Timing> measure(Body&& body) {
+  return measure(body, []() -> Status { return {}; });
 }
 
 std::vector<TokenId> random_tokens(const Model& model, int count) {
@@ -63,7 +75,7 @@ Status check_length(const Model& model, std::int64_t tokens) {
 }
 
 Status report(const BenchOptions& options, const Engine& engine, const char* what,
-              std::int64_t tokens, const Timing& timing, bool steps) {
+              std::int64_t tokens, const Timing& timing, const Timing* forward = nullptr) {
   const double count = static_cast<double>(tokens);
   const double peak = static_cast<double>(peak_memory());
   if (options.json) {
@@ -77,8 +89,12 @@ Status report(const BenchOptions& options, const Engine& engine, const char* wha
               {"tokens_per_second", count / timing.median},
               {"tokens_per_second_best", count / timing.least},
               {"tokens_per_second_worst", count / timing.most}};
-    if (steps) json["method"] = options.method;
-    if (steps) json["step_ms"] = timing.median * 1e3;
+    if (forward != nullptr) {
+      json["method"] = options.method;
+      json["step_ms"] = timing.median * 1e3;
+      json["forward_ms"] = forward->median * 1e3;
+      json["backward_ms"] = (timing.median - forward->median) * 1e3;
+    }
     json["peak_rss_mb"] = peak / 1e6;
     return print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   }
@@ -86,7 +102,9 @@ Status report(const BenchOptions& options, const Engine& engine, const char* wha
       "{}: {:.1f} tokens/s (from {:.1f} to {:.1f}){}\n"
       "{} tokens, median of {} rounds, {} kernels, {} thread{}, {} peak memory\n",
       what, count / timing.median, count / timing.most, count / timing.least,
-      steps ? fmt::format(", {:.0f} ms a step of {}", timing.median * 1e3, options.method) : "",
+      forward != nullptr ? fmt::format(", {:.0f} ms a step of {}, {:.0f} of them forward",
+                                       timing.median * 1e3, options.method, forward->median * 1e3)
+                         : "",
       tokens, kRounds, engine.compute.kernels.name, engine.compute.team.size(),
       engine.compute.team.size() == 1 ? "" : "s", format_bytes(peak)));
 }
@@ -103,7 +121,7 @@ Status bench_decode(const BenchOptions& options) {
                   TRIMPOT_TRY_VOID(session.append({&token, 1}, logits.data()));
                 return {};
               }));
-  return report(options, *engine, "decode", options.decode_tokens, timing, false);
+  return report(options, *engine, "decode", options.decode_tokens, timing);
 }
 
 Status bench_prefill(const BenchOptions& options) {
@@ -116,18 +134,42 @@ Status bench_prefill(const BenchOptions& options) {
                 session.truncate(0);
                 return session.append(tokens, logits.data());
               }));
-  return report(options, *engine, "prefill", options.prompt_tokens, timing, false);
+  return report(options, *engine, "prefill", options.prompt_tokens, timing);
 }
 
-// A step as `tune` does it: forward, backward, AdamW, scales rounded into the weights.
+Result<std::unique_ptr<TuningMethod>> make_bench_method(const BenchOptions& options,
+                                                        Engine& engine) {
+  Model& model = *engine.model;
+  std::size_t parameters = 0;
+  for (std::size_t index = 0; index < model.linear_count(); ++index)
+    parameters +=
+        static_cast<std::size_t>(model.linear(index).rows() * model.linear(index).columns);
+  TRIMPOT_TRY(
+      const TuningPreset preset,
+      preset_of(options.method, parameters, std::max<std::int64_t>(1, options.weak_columns)));
+  MethodOptions how;
+  how.method = options.method;
+  how.low_rank.rank = options.rank > 0 ? options.rank : preset.rank;
+  how.low_rank.alpha = preset.alpha;
+  how.low_rank.dropout = preset.dropout;
+  how.target_modules =
+      options.target_modules.empty() ? preset.target_modules : options.target_modules;
+  if (options.weak_columns > 0) {
+    // Which ones makes no difference to the time.
+    std::vector<std::int32_t> first(static_cast<std::size_t>(options.weak_columns));
+    std::iota(first.begin(), first.end(), 0);
+    how.new_columns.assign(model.linear_count(), first);
+  }
+  return make_method(engine.compute, model, how);
+}
+
+// A step as `tune` does it: forward, backward, AdamW, values rounded into the weights; and the
+// forward pass with the loss alone. The backward is the difference; it computes each layer's
+// forward again, since only the layers' inputs are kept.
 Status bench_tune(const BenchOptions& options) {
   TRIMPOT_TRY(const auto engine, load_engine(options.model));
   TRIMPOT_TRY_VOID(check_length(*engine->model, options.max_seq_length));
-  ScaleOptions scales;
-  scales.method = options.method == "peqa-zero"   ? ScaleMethod::kZeros
-                  : options.method == "peqa-both" ? ScaleMethod::kBoth
-                                                  : ScaleMethod::kScales;
-  TRIMPOT_TRY(const auto method, make_scale_method(*engine->model, scales));
+  TRIMPOT_TRY(const auto method, make_bench_method(options, *engine));
   Parameters& parameters = method->parameters();
   TrainingPass pass(engine->compute, *engine->model);
   TrainingBatch batch;
@@ -138,8 +180,8 @@ Status bench_tune(const BenchOptions& options) {
   std::uint64_t step = 0;
   TRIMPOT_TRY(const Timing timing, measure([&]() -> Status {
                 std::fill_n(parameters.gradient.data(), parameters.size(), 0.0f);
+                method->begin_pass(++step);
                 TRIMPOT_TRY_VOID(pass.run(batch, weight, &method->sink()));
-                ++step;
                 constexpr std::int64_t kSlice = 16384;
                 engine->compute.team.for_each(
                     static_cast<std::int64_t>(parameters.size()), kSlice,
@@ -148,14 +190,55 @@ Status bench_tune(const BenchOptions& options) {
                         return values.span().subspan(static_cast<std::size_t>(begin),
                                                      static_cast<std::size_t>(end - begin));
                       };
-                      // A tiny rate: random tokens shall not drive the scales anywhere.
+                      // A tiny rate: random tokens shall not drive the values anywhere.
                       adamw_step({}, step, 1e-6, 1.0f,
                                  {part(parameters.values), part(parameters.gradient),
                                   part(parameters.first_moment), part(parameters.second_moment)});
                     });
                 return method->commit(engine->compute.team);
               }));
-  return report(options, *engine, "tune", options.max_seq_length, timing, true);
+  TRIMPOT_TRY(const Timing forward, measure([&]() -> Status {
+                method->begin_pass(++step);
+                TRIMPOT_TRY_VOID(pass.run(batch, 0.0f, nullptr));
+                return {};
+              }));
+  return report(options, *engine, "tune", options.max_seq_length, timing, &forward);
+}
+
+// What it takes to serve another task: an adapter read, checked and put into a model in memory; or,
+// without one, another model file read and packed (from the system's cache).
+Status bench_switch(const BenchOptions& options) {
+  ModelOptions base = options.model;
+  base.adapter.clear();
+  TRIMPOT_TRY(const auto engine, load_engine(base));
+  const bool with_adapter = !options.model.adapter.empty();
+  // A server has the fingerprint of the base that it has loaded.
+  AdapterBase of{base.model, {}};
+  if (with_adapter) of.fingerprint = fingerprint(engine->file);
+  const auto load = [&]() -> Status {
+    engine->model.reset();
+    TRIMPOT_TRY(engine->model, load_model(engine->file, engine->compute.team));
+    return {};
+  };
+  const auto apply = [&]() -> Status {
+    TRIMPOT_TRY(const Adapter adapter, read_adapter(options.model.adapter, of, *engine->model));
+    return apply_adapters({&adapter, 1}, *engine->model);
+  };
+  const auto nothing = []() -> Status { return {}; };
+  TRIMPOT_TRY(const Timing timing, with_adapter ? measure(apply, load) : measure(load, nothing));
+  if (options.json) {
+    const Json json{{"bench", "switch"},
+                    {"model", base.model},
+                    {"adapter", options.model.adapter},
+                    {"rounds", kRounds},
+                    {"milliseconds", timing.median * 1e3},
+                    {"milliseconds_best", timing.least * 1e3},
+                    {"milliseconds_worst", timing.most * 1e3}};
+    return print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  }
+  return print(fmt::format("switch: {:.1f} ms (from {:.1f} to {:.1f}) to {}\n", timing.median * 1e3,
+                           timing.least * 1e3, timing.most * 1e3,
+                           with_adapter ? "read and apply the adapter" : "load another model"));
 }
 
 Status bench_isa(bool as_json) {
@@ -184,7 +267,7 @@ void add_bench(CLI::App& app, Action& action) {
   auto options = std::make_shared<BenchOptions>();
   const auto add = [&](const char* name, const char* what, Status (*run)(const BenchOptions&)) {
     CLI::App* bench = command->add_subcommand(name, what);
-    add_model_options(*bench, options->model, false);
+    add_model_options(*bench, options->model, std::string_view(name) != "tune");
     bench->add_flag("--json", options->json, "one JSON object instead of text");
     bench->footer(fmt::format("Example:\n  trimpot bench {} -m model.gguf", name));
     bench->callback([options, &action, run] { action = [options, run] { return run(*options); }; });
@@ -206,9 +289,18 @@ void add_bench(CLI::App& app, Action& action) {
   tune->add_option("--max-seq-length", options->max_seq_length, "tokens of a step")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
-  tune->add_option("--method", options->method, "what learns: peqa, peqa-zero or peqa-both")
-      ->check(CLI::IsMember({"peqa", "peqa-zero", "peqa-both"}))
+  tune->add_option("--method", options->method, "what learns, as for trimpot tune")
+      ->check(CLI::IsMember(method_names()))
       ->capture_default_str();
+  tune->add_option("--lora-r", options->rank, "rank of low-rank methods (default: the preset's)")
+      ->check(CLI::PositiveNumber);
+  tune->add_option("--weak-columns", options->weak_columns,
+                   "qeft, for a file without weak columns: so many in every layer")
+      ->check(CLI::PositiveNumber);
+  tune->add_option("--target-modules", options->target_modules,
+                   "linear layers to tune (default: the method's)")
+      ->delimiter(',');
+  add("switch", "Putting another task's adapter into a loaded model", bench_switch);
   command->footer(
       "Examples:\n"
       "  trimpot bench isa\n"

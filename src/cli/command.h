@@ -15,6 +15,7 @@ using Action = std::function<Status()>;
 
 void add_bench(CLI::App& app, Action& action);
 void add_chat(CLI::App& app, Action& action);
+void add_compare(CLI::App& app, Action& action);
 void add_diff(CLI::App& app, Action& action);
 void add_eval(CLI::App& app, Action& action);
 void add_fit(CLI::App& app, Action& action);

@@ -1,4 +1,6 @@
 // trimpot: fine-tune the quantized model you deploy.
+#include <malloc.h>
+
 #include <csignal>
 #include <cstdio>
 #include <new>
@@ -20,6 +22,9 @@ Each command explains itself: trimpot tune --help)";
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Matrices that are freed go back to the system at once. glibc's own rule would raise this limit
+  // to 32 MiB after the first large one and keep what later ones leave behind.
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error to report, not a reason to die
   CLI::App app(
       "Fine-tune the quantized language model you actually deploy: no merge, no "
@@ -39,6 +44,7 @@ int main(int argc, char** argv) {
   trimpot::cli::add_diff(app, action);
   trimpot::cli::add_fit(app, action);
   trimpot::cli::add_bench(app, action);
+  trimpot::cli::add_compare(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -78,9 +78,9 @@ void LayerActivations::allocate(const ModelConfig& config, std::int64_t rows) {
   feed_forward_rstd.reserve(rows);
 }
 
-void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
-                   std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
-                   const float* x, LayerActivations& a, float* y) {
+void attention_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                       std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                       const float* x, LayerActivations& a) {
   const AttentionShape& shape = config.attention;
   rms_norm(compute, x, weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
            a.attention_in.values(), a.attention_rstd.data());
@@ -95,22 +95,42 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeigh
                          a.k.data() + segment.row * shape.kv_width(),
                          a.v.data() + segment.row * shape.kv_width());
   attention(compute, shape, segments, a.q.data(), a.attention_out.values(), a.log_sum_exp.data());
+}
+
+void attention_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                      std::int64_t rows, const float* x, LayerActivations& a) {
   std::copy_n(x, rows * config.hidden, a.middle.data());
   read_linear(compute, a.attention_out, rows,
               std::array<LinearOutput, 1>{{{weights.o_proj, a.middle.data()}}}, true);
-
   rms_norm(compute, a.middle.data(), weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
+}
+
+void feed_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                  std::int64_t rows, LayerActivations& a) {
   read_linear(compute, a.feed_forward_in, rows,
               std::array<LinearOutput, 2>{
                   {{weights.gate_proj, a.gate.data()}, {weights.up_proj, a.up.data()}}});
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
+}
+
+void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                         std::int64_t rows, LayerActivations& a, float* y) {
   a.feed_forward_out.prepare(compute, rows, std::array<LinearView, 1>{{weights.down_proj}});
   if (y == nullptr) return;
   std::copy_n(a.middle.data(), rows * config.hidden, y);
   linear(compute, a.feed_forward_out, rows, std::array<LinearOutput, 1>{{{weights.down_proj, y}}},
          true);
+}
+
+void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                   std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                   const float* x, LayerActivations& a, float* y) {
+  attention_forward(compute, config, weights, segments, rope, rows, x, a);
+  attention_output(compute, config, weights, rows, x, a);
+  feed_forward(compute, config, weights, rows, a);
+  feed_forward_output(compute, config, weights, rows, a, y);
 }
 
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x) {

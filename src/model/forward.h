@@ -53,6 +53,18 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeigh
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                    const float* x, LayerActivations& a, float* y);
 
+// Its parts: up to a.attention_out; middle = x + o_proj(...), normed into a.feed_forward_in; up to
+// a.feed_forward_out; y = middle + down_proj(...).
+void attention_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                       std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                       const float* x, LayerActivations& a);
+void attention_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                      std::int64_t rows, const float* x, LayerActivations& a);
+void feed_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                  std::int64_t rows, LayerActivations& a);
+void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+                         std::int64_t rows, LayerActivations& a, float* y);
+
 // Rows of the embedding, [rows, hidden]. Token ids must be inside the vocabulary.
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x);
 

@@ -36,8 +36,9 @@ Result<Matrix> read_nf4(const gguf::File& file, const std::string& name, std::in
               find_typed(file, name + ".codes", ElementType::kI8, rows, (columns + 1) / 2));
   TRIMPOT_TRY(const gguf::TensorInfo* absmax,
               find_typed(file, name + ".absmax", ElementType::kI8, rows, codes.row_blocks()));
-  TRIMPOT_TRY(const gguf::TensorInfo* scales,
-              find_typed(file, name + ".absmax_scales", ElementType::kF32, 1, (blocks + 255) / 256));
+  TRIMPOT_TRY(
+      const gguf::TensorInfo* scales,
+      find_typed(file, name + ".absmax_scales", ElementType::kF32, 1, (blocks + 255) / 256));
   TRIMPOT_TRY(const gguf::TensorInfo* offset,
               find_typed(file, name + ".absmax_offset", ElementType::kF32, 1, 1));
   codes.codes = elements<std::uint8_t>(file, *packed);
@@ -45,7 +46,9 @@ Result<Matrix> read_nf4(const gguf::File& file, const std::string& name, std::in
   codes.absmax_scales = elements<float>(file, *scales);
   codes.offset = elements<float>(file, *offset)[0];
   file.release(*packed);
-  return Matrix::pack_groups(nf4_grouped(std::move(codes)).view());
+  auto matrix = Matrix::pack_groups(nf4_grouped(std::move(codes)).view());
+  if (!matrix) return fail("{}: {}: {}", file.path(), name, matrix.error().message);
+  return matrix;
 }
 
 Result<Matrix> read_grouped(const gguf::File& file, const std::string& name, std::int64_t rows,
@@ -84,8 +87,7 @@ Result<Matrix> read_grouped(const gguf::File& file, const std::string& name, std
 
 Result<Matrix> read_weak(const gguf::File& file, const std::string& name, std::int64_t rows,
                          std::int64_t count) {
-  TRIMPOT_TRY(const gguf::TensorInfo* info,
-              find_typed(file, name, ElementType::kF16, rows, count));
+  TRIMPOT_TRY(const gguf::TensorInfo* info, find_typed(file, name, ElementType::kF16, rows, count));
   auto packed = Matrix::pack(ElementType::kF16, rows, count, file.data(*info));
   if (!packed) return fail("{}: tensor {}: {}", file.path(), name, packed.error().message);
   file.release(*info);
@@ -127,9 +129,10 @@ Result<GroupedSizes> read_grouped_sizes(const gguf::File& file, const std::strin
   if (bits != 3 && bits != 4 && bits != 8)
     return fail("{}: {}.bits is {}; 3, 4 or 8 was expected", file.path(), prefix, bits);
   if (group_size % 32 != 0 || group_size > (1u << 24))
-    return fail("{}: {}.group_size is {}; a multiple of 32, or 0 for one group per row, was "
-                "expected",
-                file.path(), prefix, group_size);
+    return fail(
+        "{}: {}.group_size is {}; a multiple of 32, or 0 for one group per row, was "
+        "expected",
+        file.path(), prefix, group_size);
   return GroupedSizes{static_cast<int>(bits), static_cast<std::int64_t>(group_size)};
 }
 
@@ -153,10 +156,20 @@ Result<std::vector<std::int32_t>> read_weak_columns(const gguf::File& file,
   return weak;
 }
 
-void add_stored_names(const std::string& name, std::unordered_set<std::string>& names) {
-  for (const char* suffix : {".weight", ".codes", ".scales", ".zeros", ".offsets", ".weak",
-                             ".weak_columns", ".absmax", ".absmax_scales", ".absmax_offset"})
-    names.insert(name + suffix);
+void add_stored_names(const gguf::File& file, const std::string& name, bool weak,
+                      std::unordered_set<std::string>& names) {
+  const auto has = [&](const char* suffix) { return file.find_tensor(name + suffix) != nullptr; };
+  if (!has(".codes")) {
+    names.insert(name + ".weight");
+  } else if (has(".absmax")) {
+    for (const char* suffix : {".codes", ".absmax", ".absmax_scales", ".absmax_offset"})
+      names.insert(name + suffix);
+  } else {
+    for (const char* suffix : {".codes", ".scales", has(".zeros") ? ".zeros" : ".offsets"})
+      names.insert(name + suffix);
+  }
+  if (weak && has(".weak_columns"))
+    for (const char* suffix : {".weak", ".weak_columns"}) names.insert(name + suffix);
 }
 
 Result<Matrix> read_matrix(const gguf::File& file, const std::string& name, std::int64_t rows,
@@ -177,8 +190,7 @@ Result<Linear> read_linear(const gguf::File& file, const std::string& name, std:
                            std::int64_t columns, const std::string& sizes_prefix) {
   Linear linear;
   linear.columns = columns;
-  TRIMPOT_TRY(const std::vector<std::int32_t> weak,
-              read_weak_columns(file, name, columns));
+  TRIMPOT_TRY(const std::vector<std::int32_t> weak, read_weak_columns(file, name, columns));
   const auto count = static_cast<std::int64_t>(weak.size());
   TRIMPOT_TRY(linear.weight, read_matrix(file, name, rows, columns - count, sizes_prefix));
   if (count == 0) return linear;

@@ -38,8 +38,10 @@ Result<bool> is_own_file(const gguf::File& file);
 // multiple of 32.
 Result<GroupedSizes> read_grouped_sizes(const gguf::File& file, const std::string& prefix);
 
-// Names of a file's tensors that <name> may consist of, for the check that nothing is left over.
-void add_stored_names(const std::string& name, std::unordered_set<std::string>& names);
+// Names of the tensors that will be read as <name>, with weak columns or without, for the check that
+// nothing is left over: offsets beside zeros, or a weight beside codes, would be ignored otherwise.
+void add_stored_names(const gguf::File& file, const std::string& name, bool weak,
+                      std::unordered_set<std::string>& names);
 
 // Reads <name>, rows x columns, and lets go of the file's pages. Errors name file and tensor:
 // missing, another shape, a type that does not fit, numbers that are not finite, weak columns that

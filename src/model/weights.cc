@@ -195,8 +195,8 @@ Result<std::unique_ptr<Model>> load_frame(const gguf::File& file) {
                 config.architecture, config.layers, file.tensors().size());
 
   std::unordered_set<std::string> known{"output_norm.weight", "rope_freqs.weight"};
-  add_stored_names("token_embd", known);
-  add_stored_names("output", known);
+  add_stored_names(file, "token_embd", false, known);
+  add_stored_names(file, "output", false, known);
   TRIMPOT_TRY(model->output_norm, read_vector(file, "output_norm.weight", config.hidden));
   if (file.find_tensor("rope_freqs.weight") != nullptr) {
     TRIMPOT_TRY(model->rope_frequency_factors,
@@ -216,7 +216,7 @@ Result<std::unique_ptr<Model>> load_frame(const gguf::File& file) {
     known.insert(norm);
     known.insert(ffn_norm);
     for (const LinearKind& kind : kLinearKinds)
-      add_stored_names(layer_tensor(layer, kind.gguf_suffix), known);
+      add_stored_names(file, layer_tensor(layer, kind.gguf_suffix), true, known);
   }
   TRIMPOT_TRY_VOID(read_orders(file, *model, known));
   TRIMPOT_TRY_VOID(check_no_surplus(file, known));

@@ -64,31 +64,24 @@ std::vector<float> InputStatistics::hessian(std::span<const std::int32_t> order)
   return out;
 }
 
-LayerStatistics::LayerStatistics(const ModelConfig& config, bool whole)
-    : attention_in(config.hidden, whole),
-      attention_out(config.attention.q_width(), whole),
-      feed_forward_in(config.hidden, whole),
-      feed_forward_out(config.feed_forward, whole) {}
-
-void LayerStatistics::add(Compute& compute, const LayerActivations& a, std::int64_t tokens) {
-  attention_in.add(compute, a.attention_in.values(), tokens);
-  attention_out.add(compute, a.attention_out.values(), tokens);
-  feed_forward_in.add(compute, a.feed_forward_in.values(), tokens);
-  feed_forward_out.add(compute, a.feed_forward_out.values(), tokens);
-}
-
-const InputStatistics& LayerStatistics::of(std::size_t kind) const {
+LayerInput input_of(std::size_t kind) {
   switch (kind) {
     case kO:
-      return attention_out;
+      return LayerInput::kAttentionOut;
     case kGate:
     case kUp:
-      return feed_forward_in;
+      return LayerInput::kFeedForward;
     case kDown:
-      return feed_forward_out;
+      return LayerInput::kFeedForwardOut;
     default:
-      return attention_in;
+      return LayerInput::kAttention;
   }
+}
+
+std::int64_t input_width(const ModelConfig& config, LayerInput input) {
+  return input == LayerInput::kAttentionOut     ? config.attention.q_width()
+         : input == LayerInput::kFeedForwardOut ? config.feed_forward
+                                                : config.hidden;
 }
 
 Result<CalibrationRun> CalibrationRun::start(Compute& compute, const Model& model,
@@ -101,7 +94,6 @@ Result<CalibrationRun> CalibrationRun::start(Compute& compute, const Model& mode
   run.samples_ = windows.size();
   run.tokens_ = static_cast<std::int64_t>(windows[0].size());
   run.x_.reserve(run.tokens_ * hidden);
-  const std::size_t bytes = static_cast<std::size_t>(run.tokens_ * hidden) * sizeof(float);
   std::vector<float> row(static_cast<std::size_t>(hidden));
   for (std::size_t sample = 0; sample < windows.size(); ++sample) {
     for (std::size_t t = 0; t < windows[sample].size(); ++t) {
@@ -116,8 +108,7 @@ Result<CalibrationRun> CalibrationRun::start(Compute& compute, const Model& mode
       for (std::int64_t i = 0; i < hidden; ++i)
         to[(*model.residual_order)[static_cast<std::size_t>(i)]] = row[static_cast<std::size_t>(i)];
     }
-    TRIMPOT_TRY_VOID(run.file_.write(sample * bytes, std::as_bytes(std::span(run.x_.data(),
-                                     static_cast<std::size_t>(run.tokens_ * hidden)))));
+    TRIMPOT_TRY_VOID(run.keep(sample, kHidden, run.x_.data()));
   }
   run.cache_.resize(1);
   run.cache_[0].allocate(compute, model.config.attention, run.tokens_);
@@ -128,20 +119,75 @@ Result<CalibrationRun> CalibrationRun::start(Compute& compute, const Model& mode
   return run;
 }
 
-Status CalibrationRun::run(
-    const LayerWeights& weights, bool advance,
-    const std::function<void(const LayerActivations&, std::int64_t tokens)>& seen) {
+std::int64_t CalibrationRun::width(Place place) const {
+  return place == kHidden         ? model_.config.hidden
+         : place == kAttentionOut ? model_.config.attention.q_width()
+                                  : model_.config.feed_forward;
+}
+
+std::size_t CalibrationRun::offset(std::size_t sample, Place place) const {
+  std::int64_t before = 0, all = 0;
+  for (const Place other : {kHidden, kAttentionOut, kFeedForwardOut}) {
+    if (other < place) before += width(other);
+    all += width(other);
+  }
+  return (sample * static_cast<std::size_t>(all) + static_cast<std::size_t>(before)) *
+         static_cast<std::size_t>(tokens_) * sizeof(float);
+}
+
+Status CalibrationRun::keep(std::size_t sample, Place place, const float* values) {
+  const auto count = static_cast<std::size_t>(tokens_ * width(place));
+  return file_.write(offset(sample, place), std::as_bytes(std::span(values, count)));
+}
+
+Status CalibrationRun::fetch(std::size_t sample, Place place, float* values) const {
+  const auto count = static_cast<std::size_t>(tokens_ * width(place));
+  return file_.read(offset(sample, place), std::as_writable_bytes(std::span(values, count)));
+}
+
+Status CalibrationRun::see(const LayerWeights& weights, LayerInput input, const Seen& seen) {
+  const ModelConfig& config = model_.config;
+  LayerActivations& a = activations_;
   batch_.segments[0].cache = &cache_[0];
-  const auto count = static_cast<std::size_t>(tokens_ * model_.config.hidden);
-  const std::span<float> x(x_.data(), count);
   for (std::size_t sample = 0; sample < samples_; ++sample) {
-    TRIMPOT_TRY_VOID(file_.read(sample * count * sizeof(float), std::as_writable_bytes(x)));
-    layer_forward(compute_, model_.config, weights, batch_.segments, rope_, tokens_, x_.data(),
-                  activations_, advance ? x_.data() : nullptr);
-    if (seen) seen(activations_, tokens_);
-    if (advance)
-      TRIMPOT_TRY_VOID(
-          file_.write(sample * count * sizeof(float), std::as_bytes(std::span(x_.data(), count))));
+    TRIMPOT_TRY_VOID(fetch(sample, kHidden, x_.data()));
+    const float* values = nullptr;
+    switch (input) {
+      case LayerInput::kAttention:
+        rms_norm(compute_, x_.data(), weights.attention_norm.data(), tokens_, config.hidden,
+                 config.rms_eps, a.attention_in.values(), nullptr);
+        values = a.attention_in.values();
+        break;
+      case LayerInput::kAttentionOut:
+        attention_forward(compute_, config, weights, batch_.segments, rope_, tokens_, x_.data(), a);
+        values = a.attention_out.values();
+        TRIMPOT_TRY_VOID(keep(sample, kAttentionOut, values));
+        break;
+      case LayerInput::kFeedForward:
+        TRIMPOT_TRY_VOID(fetch(sample, kAttentionOut, a.attention_out.values()));
+        attention_output(compute_, config, weights, tokens_, x_.data(), a);
+        values = a.feed_forward_in.values();
+        TRIMPOT_TRY_VOID(keep(sample, kHidden, a.middle.data()));
+        break;
+      case LayerInput::kFeedForwardOut:
+        rms_norm(compute_, x_.data(), weights.feed_forward_norm.data(), tokens_, config.hidden,
+                 config.rms_eps, a.feed_forward_in.values(), nullptr);
+        feed_forward(compute_, config, weights, tokens_, a);
+        values = a.feed_forward_out.values();
+        TRIMPOT_TRY_VOID(keep(sample, kFeedForwardOut, values));
+        break;
+    }
+    if (seen) seen(values, tokens_);
+  }
+  return {};
+}
+
+Status CalibrationRun::advance(const LayerWeights& weights) {
+  for (std::size_t sample = 0; sample < samples_; ++sample) {
+    TRIMPOT_TRY_VOID(fetch(sample, kHidden, activations_.middle.data()));
+    TRIMPOT_TRY_VOID(fetch(sample, kFeedForwardOut, activations_.feed_forward_out.values()));
+    feed_forward_output(compute_, model_.config, weights, tokens_, activations_, x_.data());
+    TRIMPOT_TRY_VOID(keep(sample, kHidden, x_.data()));
   }
   return {};
 }

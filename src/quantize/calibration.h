@@ -1,6 +1,7 @@
 // What calibration text does: hidden states that wait in a file, and Hessians of layers' inputs.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -31,14 +32,13 @@ class InputStatistics {
   std::vector<double> squares_;
 };
 
-// The four distinct inputs of a layer's linear layers.
-struct LayerStatistics {
-  InputStatistics attention_in, attention_out, feed_forward_in, feed_forward_out;
-  LayerStatistics(const ModelConfig& config, bool whole);
-  void add(Compute& compute, const LayerActivations& a, std::int64_t tokens);
-  // Of the linear layer of this kind (LinearIndex).
-  const InputStatistics& of(std::size_t kind) const;
-};
+// The distinct inputs of a layer's linear layers, in the order in which they are computed.
+enum class LayerInput : std::uint8_t { kAttention, kAttentionOut, kFeedForward, kFeedForwardOut };
+inline constexpr std::array kLayerInputs{LayerInput::kAttention, LayerInput::kAttentionOut,
+                                         LayerInput::kFeedForward, LayerInput::kFeedForwardOut};
+// What the linear layer of this kind (LinearIndex) reads.
+LayerInput input_of(std::size_t kind);
+std::int64_t input_width(const ModelConfig& config, LayerInput input);
 
 // Calibration windows on their way through a model, one in memory at a time.
 class CalibrationRun {
@@ -51,14 +51,24 @@ class CalibrationRun {
                                       const std::string& folder);
   std::size_t samples() const { return samples_; }
 
-  // Runs every sample through a layer. With `advance` the layer's output replaces the sample;
-  // `seen` gets the activations of each.
-  Status run(const LayerWeights& weights, bool advance,
-             const std::function<void(const LayerActivations&, std::int64_t tokens)>& seen);
+  // The input `input` of a layer for every sample. To be called for the four inputs in order, each
+  // time with the layer's weights as they are then: a linear layer sees what those before it, also
+  // of its own layer, give it when they are quantized.
+  using Seen = std::function<void(const float* values, std::int64_t tokens)>;
+  Status see(const LayerWeights& weights, LayerInput input, const Seen& seen);
+  // The layer's output becomes the sample.
+  Status advance(const LayerWeights& weights);
 
  private:
   CalibrationRun(Compute& compute, const Model& model, ScratchFile file)
       : compute_(compute), model_(model), file_(std::move(file)) {}
+
+  // Three places per sample: x, later middle [tokens, hidden]; attention_out; feed_forward_out.
+  enum Place { kHidden, kAttentionOut, kFeedForwardOut };
+  Status keep(std::size_t sample, Place place, const float* values);
+  Status fetch(std::size_t sample, Place place, float* values) const;
+  std::int64_t width(Place place) const;
+  std::size_t offset(std::size_t sample, Place place) const;
 
   Compute& compute_;
   const Model& model_;

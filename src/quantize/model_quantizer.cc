@@ -188,11 +188,13 @@ class Quantization {
       TRIMPOT_TRY(const LayerWeights weights, dense_layer(*model_, layer, rows));
       InputStatistics attention(model_->config.hidden, false);
       InputStatistics feed_forward(model_->config.hidden, false);
-      TRIMPOT_TRY_VOID(
-          samples.run(weights, true, [&](const LayerActivations& a, std::int64_t tokens) {
-            attention.add(compute_, a.attention_in.values(), tokens);
-            feed_forward.add(compute_, a.feed_forward_in.values(), tokens);
-          }));
+      for (const LayerInput input : kLayerInputs)
+        TRIMPOT_TRY_VOID(
+            samples.see(weights, input, [&](const float* values, std::int64_t tokens) {
+              if (input == LayerInput::kAttention) attention.add(compute_, values, tokens);
+              if (input == LayerInput::kFeedForward) feed_forward.add(compute_, values, tokens);
+            }));
+      if (layer + 1 < model_->layers.size()) TRIMPOT_TRY_VOID(samples.advance(weights));
       diagonals.push_back(attention.diagonal());
       diagonals.push_back(feed_forward.diagonal());
     }
@@ -202,14 +204,14 @@ class Quantization {
   }
 
   Result<std::vector<std::int32_t>> choose(std::size_t layer, std::size_t kind,
-                                           const LayerRows& rows, const LayerStatistics* seen) {
+                                           const LayerRows& rows, const InputStatistics* seen) {
     const Recipe& recipe = options_.recipe;
     if (recipe.selection == Selection::kNone) return std::vector<std::int32_t>();
     if (!chosen_.empty()) return chosen_[layer * kLinearKinds.size() + kind];
     if (recipe.selection == Selection::kGlobal && kind != kO && kind != kDown)
       return report_.global_columns;
     return costliest_columns(compute_, recipe, rows[kind],
-                             linear_size(model_->config, kind).rows, seen->of(kind).diagonal());
+                             linear_size(model_->config, kind).rows, seen->diagonal());
   }
 
   Status quantize_layer(std::size_t layer, CalibrationRun* samples, ModelOutput& output) {
@@ -222,54 +224,69 @@ class Quantization {
                                linear_size(model_->config, kind).columns));
       return {};
     }
-    double start = now_seconds();
-    LayerStatistics seen(model_->config, recipe.needs_hessian());
     LayerWeights weights;
     if (samples != nullptr) {
       TRIMPOT_TRY(weights, dense_layer(*model_, layer, rows));
-      TRIMPOT_TRY_VOID(
-          samples->run(weights, false, [&](const LayerActivations& a, std::int64_t tokens) {
-            seen.add(compute_, a, tokens);
-          }));
     }
-    report_.statistics_seconds += now_seconds() - start;
-    start = now_seconds();
-    std::vector<QuantizedLinear> linears;
-    std::optional<InverseFactor> factor;
-    const InputStatistics* factor_of = nullptr;
-    ColumnOrder robust_order, weak_order;
-    for (std::size_t kind = 0; kind < rows.size(); ++kind) {
-      const auto size = linear_size(model_->config, kind);
-      TRIMPOT_TRY(const std::vector<std::int32_t> weak, choose(layer, kind, rows, &seen));
-      const auto count = static_cast<std::int64_t>(weak.size());
-      std::vector<std::int32_t> columns = weak_last(weak, size.columns);
-      if (recipe.needs_hessian() &&
-          (factor_of != &seen.of(kind) || linears.back().columns != columns)) {
-        factor_of = &seen.of(kind);
-        auto prepared = InverseFactor::prepare(compute_, factor_of->hessian(columns), size.columns,
-                                               {recipe.damping, count, recipe.act_order});
-        if (!prepared) return named(layer, kind, prepared.error());
-        factor = std::move(*prepared);
-      }
-      auto done = quantize_linear(compute_, recipe, rows[kind], size.rows, std::move(columns),
-                                  count, recipe.needs_hessian() ? &*factor : nullptr);
-      if (!done) return named(layer, kind, done.error());
-      linears.push_back(std::move(*done));
-      report_.weights += static_cast<std::size_t>(size.rows * (size.columns - count));
-      report_.tunable_weak += static_cast<std::size_t>(size.rows * count);
+    std::vector<QuantizedLinear> linears(kLinearKinds.size());
+    for (const LayerInput input : kLayerInputs) {
+      std::optional<InputStatistics> seen;
       if (samples != nullptr) {
-        TRIMPOT_TRY(weights.*kLinearKinds[kind].linear,
-                    linears.back().linear(robust_order, weak_order));
+        const double start = now_seconds();
+        seen.emplace(input_width(model_->config, input), recipe.needs_hessian());
+        TRIMPOT_TRY_VOID(samples->see(weights, input, [&](const float* x, std::int64_t tokens) {
+          seen->add(compute_, x, tokens);
+        }));
+        report_.statistics_seconds += now_seconds() - start;
       }
-      rows[kind] = {};
+      const double start = now_seconds();
+      TRIMPOT_TRY_VOID(quantize_readers(layer, input, seen ? &*seen : nullptr, rows, weights,
+                                        linears));
+      report_.layers_seconds += now_seconds() - start;
     }
-    report_.layers_seconds += now_seconds() - start;
     if (samples != nullptr && layer + 1 < model_->layers.size())
-      TRIMPOT_TRY_VOID(samples->run(weights, true, nullptr));
+      TRIMPOT_TRY_VOID(samples->advance(weights));
     const std::vector<std::int32_t> feed_forward =
         recipe.reorder ? linears[kDown].columns : std::vector<std::int32_t>();
     return output.write_layer(layer, linears, feed_forward);
   }
+
+  // The linear layers that read one input: they share its statistics, and the factor where they
+  // keep the same columns.
+  Status quantize_readers(std::size_t layer, LayerInput input, const InputStatistics* seen,
+                          LayerRows& rows, LayerWeights& weights,
+                          std::vector<QuantizedLinear>& linears) {
+    const Recipe& recipe = options_.recipe;
+    std::optional<InverseFactor> factor;
+    std::vector<std::int32_t> factor_columns;
+    ColumnOrder robust_order, weak_order;
+    for (std::size_t kind = 0; kind < rows.size(); ++kind) {
+      if (input_of(kind) != input) continue;
+      const auto size = linear_size(model_->config, kind);
+      TRIMPOT_TRY(const std::vector<std::int32_t> weak, choose(layer, kind, rows, seen));
+      const auto count = static_cast<std::int64_t>(weak.size());
+      std::vector<std::int32_t> columns = weak_last(weak, size.columns);
+      if (recipe.needs_hessian() && factor_columns != columns) {
+        auto prepared = InverseFactor::prepare(compute_, seen->hessian(columns), size.columns,
+                                               {recipe.damping, count, recipe.act_order});
+        if (!prepared) return named(layer, kind, prepared.error());
+        factor = std::move(*prepared);
+        factor_columns = columns;
+      }
+      auto done = quantize_linear(compute_, recipe, rows[kind], size.rows, std::move(columns),
+                                  count, factor ? &*factor : nullptr);
+      if (!done) return named(layer, kind, done.error());
+      report_.weights += static_cast<std::size_t>(size.rows * (size.columns - count));
+      report_.tunable_weak += static_cast<std::size_t>(size.rows * count);
+      rows[kind] = {};
+      if (samples_used()) {
+        TRIMPOT_TRY(weights.*kLinearKinds[kind].linear, done->linear(robust_order, weak_order));
+      }
+      linears[kind] = std::move(*done);
+    }
+    return {};
+  }
+  bool samples_used() const { return options_.recipe.needs_calibration(); }
 
   Status named(std::size_t layer, std::size_t kind, const Error& error) const {
     return fail("{}: {}: {}", in_.path(), linear_name(layer * kLinearKinds.size() + kind),

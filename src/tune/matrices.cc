@@ -143,7 +143,10 @@ class MatrixTuning final : public TuningMethod {
       return in_range;
     }
     const auto to = target.matrix->dense_bf16();
-    for (std::size_t i = 0; i < values.size(); ++i) to[i] = f32_to_bf16(values[i]);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      to[i] = f32_to_bf16(values[i]);
+      in_range = in_range && (to[i] & 0x7f80u) != 0x7f80u;
+    }
     return in_range;
   }
 

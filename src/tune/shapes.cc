@@ -30,8 +30,7 @@ constexpr std::string_view kFeedForward[] = {"gate_proj", "up_proj", "down_proj"
 constexpr ShapeMethod kMethods[] = {
     {"full", Learns::kEverything, GroupNumbers::kF16Zeros, kHalf, -1, 0, 0, false, {}},
     {"lora", Learns::kLowRank, GroupNumbers::kPackedZeros, kAny, -1, 0, 64, false, {}},
-    {"platypus", Learns::kLowRank, GroupNumbers::kF16Zeros, kEight, -1, 0, 16, false,
-     kFeedForward},
+    {"platypus", Learns::kLowRank, GroupNumbers::kF16Zeros, kEight, -1, 0, 16, false, kFeedForward},
     {"qlora", Learns::kLowRank, GroupNumbers::kDoubleQuantized, kFour, 64, 0, 64, false, {}},
     {"qalora", Learns::kLowRank, GroupNumbers::kF16Zeros, kInteger, 32, 0, 64, true, {}},
     {"peqa", Learns::kScales, GroupNumbers::kPackedZeros, kInteger, -1, 0, 0, false, {}},

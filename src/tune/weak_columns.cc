@@ -16,9 +16,10 @@ constexpr std::size_t kTokens = 16384;
 Result<std::vector<std::vector<std::int32_t>>> choose_weak_columns(
     Compute& compute, const Model& model, const ExampleSet& examples, std::int64_t k,
     const std::vector<std::string>& target_modules) {
-  std::vector<LayerStatistics> seen;
+  std::vector<InputStatistics> seen;  // by layer and input
   for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
-    seen.emplace_back(model.config, false);
+    for (const LayerInput input : kLayerInputs)
+      seen.emplace_back(input_width(model.config, input), false);
   LayerActivations activations;
   RopeTable rope;
   KeyValues cache;
@@ -36,16 +37,22 @@ Result<std::vector<std::vector<std::int32_t>>> choose_weak_columns(
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
       layer_forward(compute, model.config, model.layers[layer], batch.segments, rope, rows,
                     x.data(), activations, x.data());
-      seen[layer].add(compute, activations, rows);
+      const float* inputs[] = {activations.attention_in.values(),
+                               activations.attention_out.values(),
+                               activations.feed_forward_in.values(),
+                               activations.feed_forward_out.values()};
+      for (std::size_t input = 0; input < std::size(inputs); ++input)
+        seen[layer * std::size(inputs) + input].add(compute, inputs[input], rows);
     }
     done += tokens.size();
   }
   std::vector<std::vector<std::int32_t>> columns(model.linear_count());
   for (std::size_t index = 0; index < columns.size(); ++index) {
     if (!is_target(target_modules, index)) continue;
-    const LayerStatistics& layer = seen[index / kLinearKinds.size()];
+    const auto input = static_cast<std::size_t>(input_of(index % kLinearKinds.size()));
+    const std::size_t layer = index / kLinearKinds.size();
     TRIMPOT_TRY(columns[index],
-                top_columns(layer.of(index % kLinearKinds.size()).diagonal(), k));
+                top_columns(seen[layer * kLayerInputs.size() + input].diagonal(), k));
   }
   return columns;
 }

@@ -7,9 +7,12 @@
 // conditioned like its largest results. It comes to some 1e-4, a hundred times what is seen.
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "io/test_files.h"
 #include "model/training_pass.h"
 #include "support/compare.h"
+#include "support/own_toy.h"
 #include "support/random.h"
 #include "support/reference.h"
 #include "support/toy_model.h"
@@ -22,7 +25,56 @@ using enum ElementType;
 struct Case {
   std::string name;
   ToyOptions options;
+  ToyFile file;
+  std::int64_t rank = 0;  // of low-rank pairs on every layer; 0: none
+  bool pooled = false;
+  float dropout = 0;
 };
+
+// Files of our own with all that stands beside codes.
+std::vector<Case> own_cases() {
+  ToyOptions options;
+  options.hidden = 64;
+  options.heads = 3;
+  options.kv_heads = 1;
+  options.head_dim = 20;
+  options.feed_forward = 96;
+  options.vocabulary = 37;
+  options.embedding = options.head.emplace(kF32);
+  const auto own = [&](const OwnOptions& own_options) { return own_toy(options, own_options).own; };
+  using enum OwnCentre;
+  return {
+      {"zeros", options, own({4, 32, kZeros})},
+      {"weak anywhere", options, own({3, 64, kZeros, 7, false})},
+      {"weak last", options, own({4, 0, kOffsets, 5, true})},
+      {"reordered", options, own({4, 32, kZeros, 7, false, true})},
+      {"reordered, head not", options, own({8, 32, kSymmetric, 3, false, true, true})},
+      {"low rank", options, own({4, 32, kOffsets}), 4, false, 0.1f},
+      {"pooled", options, own({4, 32, kZeros}), 3, true, 0.2f},
+      {"everything", options, own({4, 32, kZeros, 7, false, true}), 3, false, 0.1f},
+  };
+}
+
+// Pairs with A and B random: at B = 0, where tuning starts, A's gradient would be 0.
+void add_low_rank(Model& model, const Case& c) {
+  for (std::size_t i = 0; c.rank > 0 && i < model.linear_count(); ++i) {
+    Linear& linear = model.linear(i);
+    auto path = std::make_unique<LowRank>();
+    path->pool = c.pooled ? linear.weight.view().group_chunks * kChunkColumns : 0;
+    path->a =
+        Matrix::zeros(Storage::kF32, c.rank, c.pooled ? linear.weight.groups() : linear.columns);
+    path->b = Matrix::zeros(Storage::kF32, linear.rows(), c.rank);
+    RandomStream random(13, i);
+    for (Matrix* matrix : {&path->a, &path->b})
+      for (std::int64_t row = 0; row < matrix->rows(); ++row)
+        for (std::int64_t column = 0; column < matrix->columns(); ++column)
+          matrix->dense_f32()[matrix->dense_index(row, column)] = 0.1f * random.normal();
+    path->scale = 0.5f;
+    path->dropout = c.dropout;
+    path->seed = i;
+    linear.low_rank = std::move(path);
+  }
+}
 
 std::vector<Case> cases() {
   // 3:1 heads of 20 channels (no multiple of 16, and rows of k and v neither), dense o and down.
@@ -55,7 +107,11 @@ std::vector<Case> cases() {
   plain.vocabulary = 40;
   plain.embedding = kQ4_1;
   plain.layers = 3;
-  return {{"ragged", ragged}, {"shared", shared}, {"plain", plain}};
+  std::vector<Case> all = own_cases();
+  all.push_back({"ragged", ragged, toy_file(ragged)});
+  all.push_back({"shared", shared, toy_file(shared)});
+  all.push_back({"plain", plain, toy_file(plain)});
+  return all;
 }
 
 double tolerance(const ToyOptions& o, std::int64_t tokens) {
@@ -76,76 +132,137 @@ TrainingBatch random_batch(const std::vector<std::int64_t>& lengths, std::int64_
   return batch;
 }
 
-// Gradients of all linear layers, [rows, groups] as the references have them.
+// Gradients by name ("blk.0.attn_q zeros"), row after row.
+using Gradients = std::map<std::string, std::vector<double>>;
+
+constexpr std::uint64_t kStream = 5;  // of dropout
+
+// Asks for every gradient that there is.
 class Collector {
  public:
-  explicit Collector(const Model& model) : model_(model), d_scales_(model.linear_count()) {
-    d_offsets_.resize(model.linear_count());
-    for (std::size_t i = 0; i < model.linear_count(); ++i) {
-      d_scales_[i].resize(model.linear(i).weight.scales().size());
-      d_offsets_[i].resize(model.linear(i).weight.offsets().size());
-    }
+  explicit Collector(const Model& model) : model_(model), linears_(model.linear_count()) {
+    sink_.dropout_stream = kStream;
     sink_.linears.resize(model.linear_count());
-    for (std::size_t i = 0; i < model.linear_count(); ++i)
-      if (model.linear(i).weight.quantized()) sink_.linears[i].scales = collect(i);
+    for (std::size_t i = 0; i < model.linear_count(); ++i) {
+      const Linear& linear = model.linear(i);
+      LinearSink& sink = sink_.linears[i];
+      Arrays& to = linears_[i];
+      sink.weight = array(to.weight, linear.weight);
+      if (linear.weak.rows() > 0) sink.weak = array(to.weak, linear.weak);
+      if (linear.low_rank) {
+        sink.low_rank_a = array(to.a, linear.low_rank->a);
+        sink.low_rank_b = array(to.b, linear.low_rank->b);
+      }
+      if (!linear.weight.quantized()) continue;
+      to.scales.resize(linear.weight.scales().size());
+      to.offsets.resize(linear.weight.scales().size());
+      sink.scales = collect(i);
+    }
   }
   const GradientSink& sink() const { return sink_; }
-  std::vector<float> d_scales(std::size_t i) const { return rows_first(i, d_scales_[i]); }
-  std::vector<float> d_offsets(std::size_t i) const { return rows_first(i, d_offsets_[i]); }
+
+  Gradients gradients() const {
+    Gradients out;
+    for (std::size_t i = 0; i < model_.linear_count(); ++i) {
+      const Linear& linear = model_.linear(i);
+      const Arrays& from = linears_[i];
+      const std::string name = linear_name(i);
+      out[name + " weight"] = rows_first(from.weight, linear.weight);
+      if (linear.weak.rows() > 0) out[name + " weak"] = rows_first(from.weak, linear.weak);
+      if (linear.low_rank) {
+        out[name + " a"] = rows_first(from.a, linear.low_rank->a);
+        out[name + " b"] = rows_first(from.b, linear.low_rank->b);
+      }
+      const Matrix& weight = linear.weight;
+      if (!weight.quantized()) continue;
+      for (std::int64_t row = 0; row < weight.rows(); ++row)
+        for (std::int64_t group = 0; group < weight.groups(); ++group) {
+          const std::size_t at = weight.scale_index(row, group);
+          double scale = from.scales[at];
+          if (weight.has_zeros()) {  // as kernels.h has it
+            scale -= f16_to_f32(weight.zeros()[at]) * from.offsets[at];
+            out[name + " zeros"].push_back(-f16_to_f32(weight.scales()[at]) * from.offsets[at]);
+          }
+          out[name + " scales"].push_back(scale);
+          if (weight.has_offsets()) out[name + " offsets"].push_back(from.offsets[at]);
+        }
+    }
+    return out;
+  }
 
  private:
+  struct Arrays {
+    std::vector<float> weight, weak, a, b, scales, offsets;
+  };
+  static float* array(std::vector<float>& values, const Matrix& matrix) {
+    values.resize(static_cast<std::size_t>(matrix.view().tiles * matrix.columns() * kTileRows));
+    return values.data();
+  }
+  static std::vector<double> rows_first(const std::vector<float>& packed, const Matrix& matrix) {
+    std::vector<double> out;
+    for (std::int64_t row = 0; row < matrix.rows(); ++row)
+      for (std::int64_t column = 0; column < matrix.columns(); ++column)
+        out.push_back(packed[matrix.dense_index(row, column)]);
+    return out;
+  }
   ScaleGradientSink collect(std::size_t i) {
     return [this, i](std::int64_t begin, std::int64_t end, const float* d_scale,
                      const float* d_offset) {
       const auto per_tile = static_cast<std::size_t>(model_.linear(i).weight.groups()) * kTileRows;
       for (std::size_t at = begin * per_tile; at < end * per_tile; ++at) {
-        d_scales_[i][at] += d_scale[at - begin * per_tile];
-        if (d_offset != nullptr) d_offsets_[i][at] += d_offset[at - begin * per_tile];
+        linears_[i].scales[at] += d_scale[at - begin * per_tile];
+        if (d_offset != nullptr) linears_[i].offsets[at] += d_offset[at - begin * per_tile];
       }
     };
   }
-  std::vector<float> rows_first(std::size_t i, const std::vector<float>& packed) const {
-    const Matrix& matrix = model_.linear(i).weight;
-    std::vector<float> out;
-    for (std::int64_t row = 0; row < matrix.rows(); ++row)
-      for (std::int64_t group = 0; group < matrix.groups(); ++group)
-        out.push_back(packed[matrix.scale_index(row, group)]);
-    return out;
-  }
   const Model& model_;
-  std::vector<std::vector<float>> d_scales_, d_offsets_;
+  std::vector<Arrays> linears_;
   GradientSink sink_;
 };
 
 // The references' gradients, summed over the sequences of a batch.
 struct Wanted {
   double loss = 0;
-  std::vector<std::vector<double>> d_scales, d_offsets;
+  Gradients gradients;
 };
 Wanted wanted(const Model& model, const TrainingBatch& batch, double weight) {
-  const auto reference = reference_model<double>(model);
   Wanted out;
-  out.d_scales.resize(model.linear_count());
-  out.d_offsets.resize(model.linear_count());
-  const auto add = [](std::vector<double>& to, const std::vector<double>& from) {
+  const auto add = [&](const std::string& name, const std::vector<double>& from) {
+    std::vector<double>& to = out.gradients[name];
     to.resize(from.size());
     for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
   };
-  std::size_t first = 0;
+  std::int64_t first = 0;
   for (const std::int64_t length : batch.lengths) {
+    const auto reference = reference_model<double>(model, {kStream, first, length});
     const std::vector<ref::Index> tokens(batch.tokens.begin() + first,
                                          batch.tokens.begin() + first + length);
     const std::vector<bool> learned(batch.learned.begin() + first,
                                     batch.learned.begin() + first + length);
-    const auto g = ref::loss_backward(reference, tokens, learned, weight);
-    out.loss += g.loss / weight;
+    const auto all = ref::loss_backward(reference, tokens, learned, weight);
+    out.loss += all.loss / weight;
     for (std::size_t i = 0; i < model.linear_count(); ++i) {
-      add(out.d_scales[i], g.layers[i / 7].linears[i % 7].d_scales);
-      add(out.d_offsets[i], g.layers[i / 7].linears[i % 7].d_offsets);
+      const auto& g = all.layers[i / 7].linears[i % 7];
+      const Linear& linear = model.linear(i);
+      const std::string name = linear_name(i);
+      add(name + " weight", g.d_weight);
+      if (linear.weak.rows() > 0) add(name + " weak", g.d_weak);
+      if (linear.low_rank) add(name + " a", g.d_a);
+      if (linear.low_rank) add(name + " b", g.d_b);
+      if (linear.weight.quantized()) add(name + " scales", g.d_scales);
+      if (linear.weight.has_zeros()) add(name + " zeros", g.d_zeros);
+      if (linear.weight.has_offsets()) add(name + " offsets", g.d_offsets);
     }
     first += length;
   }
   return out;
+}
+
+double difference(const std::vector<double>& got, const std::vector<double>& want) {
+  double worst = 0;
+  for (std::size_t i = 0; i < want.size(); ++i)
+    worst = std::max(worst, std::isfinite(got[i]) ? std::fabs(got[i] - want[i]) : HUGE_VAL);
+  return worst / largest(want);
 }
 
 class ModelGradient : public testing::TestWithParam<const Kernels*> {
@@ -157,10 +274,12 @@ INSTANTIATE_TEST_SUITE_P(Isas, ModelGradient, testing::ValuesIn(usable_kernels()
 
 TEST_P(ModelGradient, TrainingPass) {
   WorstError worst("worst_gradient"), worst_loss("worst_loss");
-  for (const auto& [name, options] : cases()) {
-    SCOPED_TRACE(name);
-    const auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const ToyOptions& options = c.options;
+    const auto toy = load_toy(c.file, folder_.file("toy.gguf"));
     ASSERT_TRUE(toy) << toy.error().message;
+    add_low_rank(*toy->model, c);
     const Model& model = *toy->model;
     Compute compute(*GetParam(), Precision::kF32, 2);
     TrainingPass pass(compute, model);
@@ -174,15 +293,14 @@ TEST_P(ModelGradient, TrainingPass) {
     EXPECT_EQ(sum->count, count_predictions(batch));
     EXPECT_LE(std::fabs(sum->loss - want.loss), bound * want.loss);
     worst_loss.add(std::fabs(sum->loss - want.loss) / want.loss);
-    for (std::size_t i = 0; i < model.linear_count(); ++i) {
-      if (!model.linear(i).weight.quantized()) continue;
-      const double scales = relative_error(got.d_scales(i), want.d_scales[i]);
-      EXPECT_LE(scales, bound) << linear_tensor_name(i) << " scales";
-      worst.add(scales);
-      if (!model.linear(i).weight.has_offsets()) continue;
-      const double offsets = relative_error(got.d_offsets(i), want.d_offsets[i]);
-      EXPECT_LE(offsets, bound) << linear_tensor_name(i) << " offsets";
-      worst.add(offsets);
+    const Gradients gradients = got.gradients();
+    ASSERT_EQ(gradients.size(), want.gradients.size());
+    for (const auto& [part, values] : want.gradients) {
+      ASSERT_EQ(gradients.at(part).size(), values.size()) << part;
+      EXPECT_GT(largest(values), 0.0) << part;
+      const double error = difference(gradients.at(part), values);
+      EXPECT_LE(error, bound) << part;
+      worst.add(error);
     }
   }
 }
@@ -190,10 +308,12 @@ TEST_P(ModelGradient, TrainingPass) {
 // The gradient of a layer's input, which the training pass keeps to itself.
 TEST_P(ModelGradient, LayerInputs) {
   WorstError worst("worst_gradient");
-  for (const auto& [name, options] : cases()) {
-    SCOPED_TRACE(name);
-    const auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const ToyOptions& options = c.options;
+    const auto toy = load_toy(c.file, folder_.file("toy.gguf"));
     ASSERT_TRUE(toy) << toy.error().message;
+    add_low_rank(*toy->model, c);
     const Model& model = *toy->model;
     Compute compute(*GetParam(), Precision::kF32, 2);
     const std::vector<std::int64_t> lengths{5, 66, 1};
@@ -240,7 +360,7 @@ TEST_P(ModelGradient, LayerInputs) {
   }
 }
 
-double cosine(const std::vector<float>& a, const std::vector<double>& b) {
+double cosine(const std::vector<double>& a, const std::vector<double>& b) {
   double ab = 0, aa = 0, bb = 0;
   for (std::size_t k = 0; k < a.size(); ++k) {
     ab += a[k] * b[k];
@@ -255,10 +375,12 @@ double cosine(const std::vector<float>& a, const std::vector<double>& b) {
 // lost layer or a mixed-up buffer would show.
 TEST_P(ModelGradient, DefaultPathPointsTheSameWay) {
   WorstError sine("worst_sine");
-  for (const auto& [name, options] : cases()) {
-    SCOPED_TRACE(name);
-    const auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const ToyOptions& options = c.options;
+    const auto toy = load_toy(c.file, folder_.file("toy.gguf"));
     ASSERT_TRUE(toy) << toy.error().message;
+    add_low_rank(*toy->model, c);
     const Model& model = *toy->model;
     Compute compute(*GetParam(), Precision::kDefault, 2);
     TrainingPass pass(compute, model);
@@ -268,13 +390,10 @@ TEST_P(ModelGradient, DefaultPathPointsTheSameWay) {
     ASSERT_TRUE(sum) << sum.error().message;
     const Wanted want = wanted(model, batch, 1.0);
     EXPECT_NEAR(sum->loss, want.loss, 0.02 * want.loss);
-    for (std::size_t i = 0; i < model.linear_count(); ++i) {
-      if (!model.linear(i).weight.quantized()) continue;
-      const double scales = cosine(got.d_scales(i), want.d_scales[i]);
-      sine.add(std::sqrt(1 - scales * scales));
-      EXPECT_GT(scales, 0.99) << linear_tensor_name(i);
-      if (!model.linear(i).weight.has_offsets()) continue;
-      EXPECT_GT(cosine(got.d_offsets(i), want.d_offsets[i]), 0.99) << linear_tensor_name(i);
+    for (const auto& [part, values] : got.gradients()) {
+      const double alike = cosine(values, want.gradients.at(part));
+      sine.add(std::sqrt(1 - alike * alike));
+      EXPECT_GT(alike, 0.99) << part;
     }
   }
 }

@@ -11,6 +11,7 @@
 #include "kernels/ref/model.h"
 #include "kernels/ref/ops.h"
 #include "support/compare.h"
+#include "support/own_toy.h"
 #include "support/random.h"
 #include "support/toy_model.h"
 
@@ -243,10 +244,44 @@ TEST(Reference, CrossEntropy) {
   expect_gradient(point, ref::cross_entropy_backward(logits, 4, 0.7), loss, "cross_entropy");
 }
 
-// The whole model, every scale, every offset and the embedded tokens: catches a gradient that is
-// right alone but put together wrongly (a residual branch, q and k swapped, the tied head).
-TEST(Reference, WholeModel) {
+// Every gradient of a whole model by the complex step; `complete` adds what a file does not hold.
+template <class Complete>
+void check_whole_model(const ToyFile& file, Complete&& complete) {
   const TempFolder folder;
+  const auto toy = load_toy(file, folder.file("toy.gguf"));
+  ASSERT_TRUE(toy) << toy.error().message;
+  const std::vector<ref::Index> tokens{3, 7, 0, 3, 9, 1};
+  const std::vector<bool> learned{true, true, false, true, true, true};
+  auto real = reference_model<double>(*toy->model);
+  auto model = reference_model<Complex>(*toy->model);
+  complete(real);
+  complete(model);
+  const auto g = ref::loss_backward(real, tokens, learned, 0.3);
+  EXPECT_NEAR(g.loss, 0.3 * ref::loss(real, tokens, learned), 1e-14 * g.loss);
+  const auto loss = [&] { return 0.3 * ref::loss(model, tokens, learned); };
+  for (std::size_t l = 0; l < model.layers.size(); ++l)
+    for (std::size_t kind = 0; kind < ref::kLinears; ++kind) {
+      auto& linear = model.layers[l].linears[kind];
+      const auto& gradients = g.layers[l].linears[kind];
+      const std::string what = "layer" + std::to_string(l) + "_linear" + std::to_string(kind);
+      const auto expect = [&](std::vector<Complex>& point, const std::vector<double>& gradient,
+                              const std::string& part) {
+        if (!point.empty()) expect_gradient(point, gradient, loss, what + part);
+      };
+      expect(linear.weight.scales, gradients.d_scales, "_scales");
+      expect(linear.weight.zeros, gradients.d_zeros, "_zeros");
+      expect(linear.weight.offsets, gradients.d_offsets, "_offsets");
+      expect(linear.weight.dense, gradients.d_weight, "_weight");
+      expect(linear.weak.dense, gradients.d_weak, "_weak");
+      expect(linear.a.dense, gradients.d_a, "_a");
+      expect(linear.b.dense, gradients.d_b, "_b");
+    }
+  auto x = ref::embed(model, tokens);
+  expect_gradient(
+      x, g.d_x, [&] { return 0.3 * ref::loss_from(model, x, tokens, learned); }, "x");
+}
+
+ToyOptions small_options() {
   ToyOptions options;
   options.hidden = options.feed_forward = 32;
   options.heads = 4;
@@ -255,28 +290,35 @@ TEST(Reference, WholeModel) {
   options.rope_dims = 6;
   options.vocabulary = 11;
   options.gain = 1.5f;
+  return options;
+}
+
+// Catches a gradient that is right alone but put together wrongly (a residual branch, q and k
+// swapped, the tied head).
+TEST(Reference, WholeModel) {
+  ToyOptions options = small_options();
   options.linear_types[ref::kK] = options.linear_types[ref::kUp] = ElementType::kQ4_0;
-  const auto toy = load_toy(toy_file(options), folder.file("toy.gguf"));
-  ASSERT_TRUE(toy) << toy.error().message;
-  const std::vector<ref::Index> tokens{3, 7, 0, 3, 9, 1};
-  const std::vector<bool> learned{true, true, false, true, true, true};
-  const auto real = reference_model<double>(*toy->model);
-  auto model = reference_model<Complex>(*toy->model);
-  const auto g = ref::loss_backward(real, tokens, learned, 0.3);
-  EXPECT_NEAR(g.loss, 0.3 * ref::loss(real, tokens, learned), 1e-14 * g.loss);
-  const auto loss = [&] { return 0.3 * ref::loss(model, tokens, learned); };
-  for (std::size_t l = 0; l < model.layers.size(); ++l)
+  options.linear_types[ref::kV] = ElementType::kF16;
+  check_whole_model(toy_file(options), [](auto&) {});
+}
+
+// Zeros, weak columns, orders and low-rank pairs with dropout of the inputs.
+TEST(Reference, WholeModelWithAllParts) {
+  ToyOptions options = small_options();
+  options.embedding = ElementType::kF32;
+  options.layers = 1;
+  const OwnToy toy = own_toy(options, {4, 32, OwnCentre::kZeros, 3, false, true});
+  check_whole_model(toy.own, []<class T>(ref::Model<T>& model) {
     for (std::size_t kind = 0; kind < ref::kLinears; ++kind) {
-      auto& linear = model.layers[l].linears[kind].weight;
-      const auto& gradients = g.layers[l].linears[kind];
-      const std::string what = "layer" + std::to_string(l) + "_linear" + std::to_string(kind);
-      expect_gradient(linear.scales, gradients.d_scales, loss, what + "_scales");
-      if (!linear.offsets.empty())
-        expect_gradient(linear.offsets, gradients.d_offsets, loss, what + "_offsets");
+      ref::LinearLayer<T>& linear = model.layers[0].linears[kind];
+      linear.a = random_dense<T>(RandomStream(30, kind), 2, linear.columns);
+      linear.b = random_dense<T>(RandomStream(31, kind), linear.weight.rows, 2);
+      linear.scale = 0.1;
+      RandomStream random(32, kind);
+      for (ref::Index i = 0; i < 6 * linear.columns; ++i)
+        linear.mask.push_back(random.below(4) == 0 ? 0.0 : 4.0 / 3.0);
     }
-  auto x = ref::embed(model, tokens);
-  expect_gradient(
-      x, g.d_x, [&] { return 0.3 * ref::loss_from(model, x, tokens, learned); }, "x");
+  });
 }
 
 }  // namespace

@@ -71,12 +71,13 @@ inline ref::LinearLayer<double> absolute(ref::LinearLayer<double> w) {
 // What dropout does to A's input of one linear layer, [tokens, columns of A]: 16 bits of
 // CounterRng(stream of the pass, seed of the layer) to an element, the lowest ones first.
 inline std::vector<double> dropout_mask(const LowRank& path, std::uint64_t stream,
-                                        std::int64_t tokens) {
+                                        std::int64_t tokens, std::int64_t first_token = 0) {
   std::vector<double> mask;
   if (path.dropout == 0 || stream == 0) return mask;
   const CounterRng rng(stream, path.seed);
   const double limit = std::floor(double{path.dropout} * 65536);
-  for (std::int64_t i = 0; i < tokens * path.a.columns(); ++i) {
+  const std::int64_t begin = first_token * path.a.columns();
+  for (std::int64_t i = begin; i < begin + tokens * path.a.columns(); ++i) {
     const auto draw =
         static_cast<std::uint16_t>(rng.bits(static_cast<std::uint64_t>(i / 4)) >> (i % 4 * 16));
     mask.push_back(draw < limit ? 0.0 : 65536 / (65536 - limit));
@@ -125,8 +126,14 @@ ref::Linear<T> reordered(const ref::Linear<T>& w, const ColumnOrder& columns) {
   return out;
 }
 
+// Rows of a batch that are a reference's sequence: dropout depends on them.
+struct DropoutRows {
+  std::uint64_t stream = 0;
+  std::int64_t first = 0, tokens = 0;
+};
+
 template <class T>
-ref::Model<T> reference_model(const Model& model) {
+ref::Model<T> reference_model(const Model& model, const DropoutRows& rows = {}) {
   const ModelConfig& config = model.config;
   const auto vector = [](const std::vector<float>& values) {
     return std::vector<T>(values.begin(), values.end());
@@ -147,7 +154,10 @@ ref::Model<T> reference_model(const Model& model) {
     ref::Layer<T> to{vector(layer.attention_norm), vector(layer.feed_forward_norm), {}};
     for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind) {
       const Linear& linear = layer.*kLinearKinds[kind].linear;
-      to.linears[kind] = reference_layer<T>(linear, linear.columns);
+      std::vector<double> mask;
+      if (linear.low_rank)
+        mask = dropout_mask(*linear.low_rank, rows.stream, rows.tokens, rows.first);
+      to.linears[kind] = reference_layer<T>(linear, linear.columns, std::move(mask));
     }
     out.layers.push_back(std::move(to));
   }
