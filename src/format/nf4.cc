@@ -42,7 +42,7 @@ const std::array<float, 256>& dynamic_map() {
 
 float Nf4Codes::absmax(std::int64_t index) const {
   return dynamic_map()[absmax_codes[static_cast<std::size_t>(index)]] *
-             absmax_scales[static_cast<std::size_t>(index / kNf4AbsmaxBlock)] +
+             absmax_scales[scale_index(index)] +
          offset;
 }
 

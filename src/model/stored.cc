@@ -26,6 +26,10 @@ Result<const gguf::TensorInfo*> find_typed(const gguf::File& file, const std::st
   return info;
 }
 
+bool is_rotated(const std::string& name) {
+  return name.ends_with(".attn_q") || name.ends_with(".attn_k");
+}
+
 Result<Matrix> read_nf4(const gguf::File& file, const std::string& name, std::int64_t rows,
                         std::int64_t columns) {
   Nf4Codes codes;
@@ -45,6 +49,10 @@ Result<Matrix> read_nf4(const gguf::File& file, const std::string& name, std::in
   codes.absmax_codes = elements<std::uint8_t>(file, *absmax);
   codes.absmax_scales = elements<float>(file, *scales);
   codes.offset = elements<float>(file, *offset)[0];
+  if (is_rotated(name)) {
+    TRIMPOT_TRY(const ModelConfig config, read_config(file));
+    codes.row_places = nf4_row_places(config, name);
+  }
   file.release(*packed);
   auto matrix = Matrix::pack_groups(nf4_grouped(std::move(codes)).view());
   if (!matrix) return fail("{}: {}: {}", file.path(), name, matrix.error().message);
@@ -154,6 +162,20 @@ Result<std::vector<std::int32_t>> read_weak_columns(const gguf::File& file,
     seen[static_cast<std::size_t>(column)] = true;
   }
   return weak;
+}
+
+std::vector<std::int32_t> nf4_row_places(const ModelConfig& config, const std::string& name) {
+  if (!is_rotated(name)) return {};
+  const AttentionShape& shape = config.attention;
+  const std::int64_t size = shape.head_dim;
+  std::vector<std::int32_t> places;
+  for (std::int64_t row = 0; row < (name.ends_with("q") ? shape.heads : shape.kv_heads) * size;
+       ++row) {
+    const std::int64_t in_head = row % size;
+    places.push_back(
+        static_cast<std::int32_t>(row - in_head + in_head % 2 * (size / 2) + in_head / 2));
+  }
+  return places;
 }
 
 void add_stored_names(const gguf::File& file, const std::string& name, bool weak,

@@ -12,6 +12,7 @@
 // NF4 has, instead of scales, bitsandbytes' double quantization (format/nf4.h):
 //   <name>.absmax        I8  [blocks per row, rows]   <name>.absmax_scales F32 [blocks / 256]
 //   <name>.absmax_offset F32 [1]
+// where the 256 are counted across rows in the order of nf4_row_places().
 // Shapes have the fastest axis first. The codes cover the channels that are not weak, ascending.
 // Bits and group size are trimpot.bits and trimpot.group_size (0: one group per row) for the linear
 // layers, trimpot.head.bits and trimpot.head.group_size for embedding and head.
@@ -19,10 +20,12 @@
 
 #include <string>
 #include <unordered_set>
+#include <vector>
 
 #include "base/result.h"
 #include "format/linear.h"
 #include "io/gguf/gguf.h"
+#include "model/config.h"
 
 namespace trimpot {
 
@@ -37,6 +40,10 @@ Result<bool> is_own_file(const gguf::File& file);
 // `prefix` is "trimpot" or "trimpot.head". Errors: bits that no kernel has, group sizes that are no
 // multiple of 32.
 Result<GroupedSizes> read_grouped_sizes(const gguf::File& file, const std::string& prefix);
+
+// Place of each row of <name> in the order of PyTorch's files: llama.cpp has the rows of attn_q and
+// attn_k as rotary pairs (0, half, 1, half + 1 ...) in every head. Others: empty, the same order.
+std::vector<std::int32_t> nf4_row_places(const ModelConfig& config, const std::string& name);
 
 // Names of the tensors that will be read as <name>, with weak columns or without, for the check that
 // nothing is left over: offsets beside zeros, or a weight beside codes, would be ignored otherwise.

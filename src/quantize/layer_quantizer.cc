@@ -74,7 +74,8 @@ Result<std::vector<std::int32_t>> costliest_columns(Compute& compute, const Reci
 Result<QuantizedLinear> quantize_linear(Compute& compute, const Recipe& recipe,
                                         std::span<const float> w, std::int64_t rows,
                                         std::vector<std::int32_t> columns, std::int64_t weak_count,
-                                        const InverseFactor* factor) {
+                                        const InverseFactor* factor,
+                                        std::vector<std::int32_t> row_places) {
   const auto width = static_cast<std::int64_t>(columns.size());
   const std::int64_t robust = width - weak_count;
   QuantizedLinear result;
@@ -90,7 +91,7 @@ Result<QuantizedLinear> quantize_linear(Compute& compute, const Recipe& recipe,
   result.columns = std::move(columns);
   const WeightView view{ordered.data(), rows, robust, width};
   if (recipe.target == Target::kNf4) {
-    TRIMPOT_TRY(result.nf4, quantize_nf4(compute.team, view));
+    TRIMPOT_TRY(result.nf4, quantize_nf4(compute.team, view, std::move(row_places)));
     return result;
   }
   if (factor != nullptr && recipe.search == Search::kMinMax) {

@@ -41,11 +41,13 @@ Result<std::vector<std::int32_t>> costliest_columns(Compute& compute, const Reci
                                                     std::span<const double> diagonal);
 
 // `w` [rows][columns.size()] in the original order. `factor` is that of the Hessian in the order of
-// `columns` (null: round to nearest). Errors: weights that cannot be quantized.
+// `columns` (null: round to nearest). `row_places`: for NF4 (format/nf4.h). Errors: weights that
+// cannot be quantized.
 Result<QuantizedLinear> quantize_linear(Compute& compute, const Recipe& recipe,
                                         std::span<const float> w, std::int64_t rows,
                                         std::vector<std::int32_t> columns, std::int64_t weak_count,
-                                        const InverseFactor* factor);
+                                        const InverseFactor* factor,
+                                        std::vector<std::int32_t> row_places = {});
 
 // Rows in another order: new row i is old row order[i].
 void permute_rows(QuantizedLinear& linear, std::span<const std::int32_t> order);

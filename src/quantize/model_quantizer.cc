@@ -274,7 +274,9 @@ class Quantization {
         factor_columns = columns;
       }
       auto done = quantize_linear(compute_, recipe, rows[kind], size.rows, std::move(columns),
-                                  count, factor ? &*factor : nullptr);
+                                  count, factor ? &*factor : nullptr,
+                                  nf4_row_places(model_->config,
+                                                 linear_name(layer * kLinearKinds.size() + kind)));
       if (!done) return named(layer, kind, done.error());
       report_.weights += static_cast<std::size_t>(size.rows * (size.columns - count));
       report_.tunable_weak += static_cast<std::size_t>(size.rows * count);

@@ -32,17 +32,17 @@ void quantize_absmax(const std::vector<float>& absmax, Nf4Codes& result) {
   std::array<float, 255> middle;
   for (std::size_t i = 0; i < middle.size(); ++i) middle[i] = (map[i] + map[i + 1]) / 2.0f;
   result.absmax_codes.resize(absmax.size());
-  for (std::int64_t begin = 0; begin < count; begin += kNf4AbsmaxBlock) {
-    const std::int64_t end = std::min(begin + kNf4AbsmaxBlock, count);
-    float most = 0;
-    for (std::int64_t i = begin; i < end; ++i)
-      most = std::max(most, std::fabs(absmax[i] - result.offset));
-    result.absmax_scales.push_back(most);
-    for (std::int64_t i = begin; i < end; ++i) {
-      const float share = clamp((absmax[i] - result.offset) * reciprocal(most), -1.0f, 1.0f);
-      result.absmax_codes[i] = static_cast<std::uint8_t>(
-          std::lower_bound(middle.begin(), middle.end(), share) - middle.begin());
-    }
+  result.absmax_scales.resize(
+      static_cast<std::size_t>((count + kNf4AbsmaxBlock - 1) / kNf4AbsmaxBlock));
+  for (std::int64_t i = 0; i < count; ++i) {
+    float& most = result.absmax_scales[result.scale_index(i)];
+    most = std::max(most, std::fabs(absmax[i] - result.offset));
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float most = result.absmax_scales[result.scale_index(i)];
+    const float share = clamp((absmax[i] - result.offset) * reciprocal(most), -1.0f, 1.0f);
+    result.absmax_codes[i] = static_cast<std::uint8_t>(
+        std::lower_bound(middle.begin(), middle.end(), share) - middle.begin());
   }
 }
 
@@ -68,12 +68,14 @@ void quantize_block(const float* tile, std::int64_t columns, const std::array<fl
 
 }  // namespace
 
-Result<Nf4Codes> quantize_nf4(ThreadTeam& team, const WeightView& w) {
+Result<Nf4Codes> quantize_nf4(ThreadTeam& team, const WeightView& w,
+                              std::vector<std::int32_t> row_places) {
   const Scheme scheme{4, kNf4Block, ZeroKind::kSymmetric};  // for checks and messages only
   TRIMPOT_TRY_VOID(check_scheme(scheme, w.rows, w.columns));
   Nf4Codes result;
   result.rows = w.rows;
   result.columns = w.columns;
+  result.row_places = std::move(row_places);
   const std::int64_t blocks = result.row_blocks(), row_bytes = (w.columns + 1) / 2;
   std::vector<float> absmax(static_cast<std::size_t>(w.rows * blocks));
   result.codes.resize(static_cast<std::size_t>(w.rows * row_bytes));

@@ -4,6 +4,7 @@
 //
 // A block lies in one row. Where 64 divides the width these are bitsandbytes' blocks of the
 // flattened matrix; elsewhere each row ends with a shorter block and bitsandbytes' differ.
+// The matrix is flattened in the order of `row_places` (Nf4Codes).
 #pragma once
 
 #include "base/result.h"
@@ -16,6 +17,7 @@ namespace trimpot {
 // Nearest by the midpoints between levels, the lower level at a midpoint; a block of zeros has code
 // 7, level 0. The mean is rounded once from f64, while bitsandbytes sums in f32: its last bit may
 // differ. Errors: weights that are not finite or exceed f16 (row, columns).
-Result<Nf4Codes> quantize_nf4(ThreadTeam& team, const WeightView& w);
+Result<Nf4Codes> quantize_nf4(ThreadTeam& team, const WeightView& w,
+                              std::vector<std::int32_t> row_places = {});
 
 }  // namespace trimpot

@@ -281,6 +281,19 @@ class Compare(unittest.TestCase):
         self.assertEqual(self.executed(error), ["tune", "ppl"])
         self.assertFalse(list((self.folder / "out").rglob("*.partial-*")))
 
+    def test_sensitivity_and_gradient_of_columns(self):
+        self.plan([{"name": "plain"}, {"name": "codes", "quantize": RTN}], base=[["quantize", "--method", "f32"]],
+                  measure=["columns"], plots=["sensitivity"],
+                  defaults={"columns": ["--layer", "1", "--module", "down_proj", "-c", "64", "--chunks", "2"]})
+        text, _ = self.compare(code=1)
+        self.assertIn("codes failed: columns: blk.1.ffn_down is quantized", text)
+        study = self.results()["plans"][0]["rows"][0]["steps"][-1]["result"]
+        self.assertEqual(study["tensor"], "blk.1.ffn_down")
+        for key in ("sensitivity", "gradient"):
+            self.assertEqual(len(study[key]), 96)
+            self.assertGreater(min(study[key]), 0)
+        self.assertTrue((self.folder / "out" / "plot-1-sensitivity-1.svg").exists())
+
     def test_one_run_per_folder(self):
         self.plan([{"name": "long", "quantize": QEFT, "tune": ["--method", "qeft"]}])
         process = subprocess.Popen(self.command("--max-steps", 1000000), cwd=self.folder,
@@ -305,7 +318,7 @@ class Compare(unittest.TestCase):
     def test_builtin_plans(self):
         out = subprocess.run([TRIMPOT, "compare", "--list"], capture_output=True, text=True, check=True).stdout
         names = [line.split()[0] for line in out.splitlines()[1:]]
-        for name in ["quick", "A", "B", "D", "1", "2", "3", "5", "6", "7", "8", "9", "10", "11", "fig3a", "papers"]:
+        for name in ["quick", "A", "B", "D", "1", "2", "3", "5", "6", "7", "8", "9", "10", "11", "fig3a", "fig5", "papers"]:
             self.assertIn(name, names)
         self.plan([{"name": "unused"}])
         steps = {}

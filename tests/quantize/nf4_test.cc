@@ -56,6 +56,25 @@ TEST(Nf4, CodesAndScalesAreThoseOfBitsandbytes) {
                        golden::kOffset));
 }
 
+// bitsandbytes sees the rows in another order: scales and codes are those of the moved matrix.
+TEST(Nf4, RowPlacesAreTheOrderInWhichBlocksAreCounted) {
+  constexpr std::int64_t kRows = 600, kColumns = 64;  // three blocks of 256
+  const std::vector<float> w = RandomStream(5, 0).normals(kRows * kColumns, 1.0f);
+  std::vector<float> moved(w.size());
+  std::vector<std::int32_t> places;
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    places.push_back(static_cast<std::int32_t>(row * 7 % kRows));
+    std::copy_n(w.begin() + row * kColumns, kColumns, moved.begin() + places.back() * kColumns);
+  }
+  ThreadTeam team(2);
+  const auto in_place = quantize_nf4(team, whole(w, kRows, kColumns), places);
+  const auto other = quantize_nf4(team, whole(moved, kRows, kColumns));
+  ASSERT_TRUE(in_place && other);
+  EXPECT_EQ(in_place->absmax_scales, other->absmax_scales);
+  for (std::int64_t row = 0; row < kRows; ++row)
+    EXPECT_EQ(in_place->absmax(row), other->absmax(places[static_cast<std::size_t>(row)])) << row;
+}
+
 // Each weight is within half the widest step between levels (0.152) of the block's scale, plus what
 // double quantization does to the scale: half the widest step of the map (0.0071) of its range.
 TEST(Nf4, ComesBackWithinAStep) {

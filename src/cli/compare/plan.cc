@@ -16,10 +16,12 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 const std::vector<std::string> kCommands{"quantize", "tune", "merge"};
-const std::vector<std::string> kDefaults{"quantize", "tune",   "merge", "ppl",
-                                         "task",     "decode", "step",  "switch"};
-const std::vector<std::string> kMeasures{"ppl", "task", "decode", "step", "switch", "inspect"};
-const std::vector<std::string> kPlots{"speed", "time", "loss", "weak-columns", "memory"};
+const std::vector<std::string> kDefaults{"quantize", "tune", "merge",  "ppl",    "task",
+                                         "decode",   "step", "switch", "columns"};
+const std::vector<std::string> kMeasures{"ppl",    "task",    "decode", "step",
+                                         "switch", "inspect", "columns"};
+const std::vector<std::string> kPlots{"speed",        "time",   "loss",
+                                      "weak-columns", "memory", "sensitivity"};
 const std::vector<std::string> kFileReferences{"base", "model", "data", "other-data",
                                                "text", "calib", "task"};
 const std::vector<std::string> kRowReferences{"quantized", "result", "adapter"};

@@ -29,7 +29,7 @@ struct Plan {
   std::string title, about;
   std::vector<PlanStep> base;                 // make @base of the model on the command line
   std::map<std::string, Arguments> defaults;  // by command: options that a row's own replace
-  std::vector<std::string> measure;           // ppl, task, decode, step, switch, inspect
+  std::vector<std::string> measure;           // ppl, task, decode, step, switch, inspect, columns
   std::vector<std::string> columns;           // of the table; empty: all that have a value
   std::vector<std::string> plots;
   std::vector<PlanRow> rows;

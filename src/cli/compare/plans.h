@@ -11,6 +11,6 @@ struct BuiltinPlan {
 };
 
 std::span<const BuiltinPlan> peqa_plans();  // quick; tables A, B, D
-std::span<const BuiltinPlan> qeft_plans();  // tables 1 to 11, figures 3a and 8
+std::span<const BuiltinPlan> qeft_plans();  // tables 1 to 11, figures 3a and 5
 
 }  // namespace trimpot::cli

@@ -276,6 +276,18 @@ constexpr BuiltinPlan kPlans[] = {
    "quantize": ["--method", "qeft", "--bits", "4", "--group-size", "128", "--weak-columns", "8"]}]
 }
 )json"},
+    {"fig5", R"json({
+ "title": "QEFT, Figure 5: sensitivity and gradient",
+ "about": "Input channels of the query projection in a middle layer, 4 bits channel-wise.",
+ "base": [["quantize", "--method", "f32"]],
+ "measure": ["columns", "inspect"],
+ "defaults": {"columns": ["--layer", "10"]},
+ "columns": ["bits"],
+ "plots": ["sensitivity"],
+ "rows": [
+  {"name": "unquantized"}]
+}
+)json"},
 };
 
 }  // namespace

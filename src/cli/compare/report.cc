@@ -1,5 +1,6 @@
 #include "cli/compare/report.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 
@@ -183,6 +184,38 @@ std::string weak_columns(const std::string& title, const StepResult& inspected) 
       {attention, feed_forward});
 }
 
+// Figure 5: a layer's channels from the most to the least sensitive, and the gradient of each.
+std::string sensitivity(const std::string& title, const Json& study) {
+  if (!study.is_object() || !study.contains("sensitivity") || !study.contains("gradient"))
+    return "";
+  std::vector<std::pair<double, double>> channels;  // sensitivity, gradient
+  for (std::size_t i = 0; i < study["sensitivity"].size() && i < study["gradient"].size(); ++i)
+    if (study["sensitivity"][i].is_number() && study["gradient"][i].is_number())
+      channels.emplace_back(study["sensitivity"][i].get<double>(),
+                            study["gradient"][i].get<double>());
+  std::sort(channels.rbegin(), channels.rend());
+  double most_sensitive = 0, most_gradient = 0;
+  for (const auto& [sensitive, gradient] : channels) {
+    most_sensitive = std::max(most_sensitive, sensitive);
+    most_gradient = std::max(most_gradient, gradient);
+  }
+  PlotSeries first{"sensitivity", {}}, second{"squared gradient", {}};
+  for (std::size_t i = 0; i < channels.size(); ++i) {
+    const auto rank = static_cast<double>(i + 1);
+    // A logarithmic axis has no zero; a channel that is never used has one.
+    if (channels[i].first > 0)
+      first.points.push_back({rank, channels[i].first / most_sensitive, ""});
+    if (channels[i].second > 0)
+      second.points.push_back({rank, channels[i].second / most_gradient, ""});
+  }
+  return lines_svg({title + ": sensitivity and gradient by channel",
+                    "Input channels of one layer from the most to the least sensitive to "
+                    "quantization, and the squared gradient of their weights, as parts of the "
+                    "largest.",
+                    "rank by sensitivity", "part of the largest"},
+                   {second, first});
+}
+
 // Figure 8, from what was measured: the file's weights, the values that learn, and the rest.
 std::string memory_bars(const Table& table) {
   std::vector<PlotBar> bars;
@@ -263,6 +296,10 @@ std::vector<Section> make_sections(const std::vector<Plan>& plans, const Schedul
                     score_against(section.table, "tune_seconds", "seconds of tuning"));
       if (plot == "loss") add_picture(section, number + "-loss", loss_curves(plan, schedule, rows));
       if (plot == "memory") add_picture(section, number + "-memory", memory_bars(section.table));
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        if (plot == "sensitivity" && rows[i].columns)
+          add_picture(section, fmt::format("{}-sensitivity-{}", number, i + 1),
+                      sensitivity(plan.rows[i].name, results[*rows[i].columns].result));
       if (plot != "weak-columns") continue;
       for (std::size_t i = 0; i < rows.size(); ++i)
         if (rows[i].inspect)

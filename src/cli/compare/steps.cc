@@ -295,6 +295,11 @@ class Scheduler {
       TRIMPOT_TRY(steps.inspect,
                   measure("inspect", {"inspect"}, row, {state.model, {}, {}}, {}, steps));
     }
+    if (wants("columns")) {
+      TRIMPOT_TRY(steps.columns,
+                  measure("columns", {"eval", "columns", "-m"}, row, {state.model, {}, {}},
+                          merge_options({"-f", "@text"}, options_of("columns", {})), steps));
+    }
     TRIMPOT_TRY_VOID(measure_tuning(row, state, steps));
     steps.final_model = state.model.path;
     steps.final_model_step = state.model.step;

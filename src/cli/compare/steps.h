@@ -19,7 +19,7 @@ struct CompareInputs {
 };
 
 struct Step {
-  std::string kind;     // quantize, tune, merge; inspect, ppl, task, decode, step, switch
+  std::string kind;     // quantize, tune, merge; inspect, ppl, task, decode, step, switch, columns
   std::string row;      // the first that needs it
   Arguments arguments;  // of the command, paths included
   std::vector<std::size_t> inputs;  // steps whose outputs it reads
@@ -33,7 +33,7 @@ struct RowSteps {
   std::vector<std::size_t> quantize, merge;
   std::optional<std::size_t> tune;  // the last
   std::optional<std::size_t> ppl_before, ppl_after, task_before, task_after, decode, training_step,
-      task_switch, inspect;
+      task_switch, inspect, columns;
   std::vector<std::size_t> all;
   // Sizes: the file that is tuned, the final one, its adapter.
   std::string tuned_model, final_model, adapter;
