@@ -255,7 +255,6 @@ std::string show_model(const Json& json, const gguf::File& file, bool with_tenso
   if (!json["can_run"])
     text += line("", "this program cannot run it: " + json["problem"].get<std::string>());
   text += line("Sizes", show_sizes(json["sizes"]));
-  if (json.contains("quantization")) text += show_own_formats(json["quantization"]);
   text += line("Tokenizer", show_tokenizer(json["tokenizer"]));
   const Json& chat = json["chat_template"];
   text += line("Chat template", !chat["present"].get<bool>() ? "none"
@@ -269,6 +268,11 @@ std::string show_model(const Json& json, const gguf::File& file, bool with_tenso
       "File",
       fmt::format("{}, {} tensors, GGUF version {}", format_bytes(json["bytes"].get<double>()),
                   json["tensor_count"].get<std::uint64_t>(), json["version"].get<std::uint32_t>()));
+  if (const Json& linears = json["linear_layers"]; !linears.is_null())
+    text += line("Linear layers", fmt::format("{} weights, {:.2f} bits per weight with scales",
+                                              format_count(linears["weights"].get<std::uint64_t>()),
+                                              linears["bits_per_weight"].get<double>()));
+  if (json.contains("quantization")) text += show_own_formats(json["quantization"]);
   text += json.contains("quantization") ? show_own_parts(json["quantization"])
                                         : show_types(json["tensor_types"]);
   text += "\n" + show_tuning(json);

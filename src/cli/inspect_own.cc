@@ -4,7 +4,6 @@
 #include <map>
 
 #include "cli/command.h"
-#include "model/stored.h"
 #include "tune/tunable.h"
 
 namespace trimpot::cli {
@@ -62,21 +61,6 @@ Json describe_parts(const gguf::File& file) {
   return parts;
 }
 
-// The channels of the original model that the weak columns of a layer are, as in weak_channels().
-Result<std::vector<std::int32_t>> original_channels(const gguf::File& file,
-                                                    const TunableLinear& linear) {
-  TRIMPOT_TRY(std::vector<std::int32_t> channels,
-              read_weak_columns(file, linear.name, linear.matrix.columns));
-  std::string axis = "residual_order";
-  if (linear.module == "o_proj") return channels;
-  if (linear.module == "down_proj")
-    axis = linear.name.substr(0, linear.name.rfind('.')) + ".ffn_order";
-  TRIMPOT_TRY(const ColumnOrder order, read_order(file, axis, linear.matrix.columns));
-  if (order)
-    for (std::int32_t& channel : channels) channel = (*order)[static_cast<std::size_t>(channel)];
-  return channels;
-}
-
 std::optional<StoredMatrix> head_of(const gguf::File& file, const std::string& name) {
   const auto hidden = file.get_uint("llama.embedding_length");
   const auto columns =
@@ -89,7 +73,6 @@ std::optional<StoredMatrix> head_of(const gguf::File& file, const std::string& n
 
 Json describe_own(const gguf::File& file) {
   Json own{{"linear", Json::array()}};
-  Json lists = Json::array();
   std::int64_t least = 0, most = 0, weights = 0;
   bool first = true;
   for (const TunableLinear& linear : tunable_linears(file)) {
@@ -107,22 +90,13 @@ Json describe_own(const gguf::File& file) {
     most = std::max(most, weak);
     weights += weak * linear.matrix.rows;
     first = false;
-    if (weak == 0) continue;
-    const auto channels = original_channels(file, linear);
-    lists.push_back({{"name", linear.name}, {"count", weak}});
-    if (channels) {
-      lists.back()["channels"] = *channels;
-    } else {
-      lists.back()["problem"] = channels.error().message;
-    }
   }
   own["reordered"] = file.find_tensor("residual_order") != nullptr;
   for (const char* name : {"token_embd", "output"})
     if (const auto head = head_of(file, name))
       own[std::string_view(name) == "output" ? "head" : "embedding"] = to_json(*head);
   own["parts"] = describe_parts(file);
-  own["weak_columns"] = {
-      {"least", least}, {"most", most}, {"weights", weights}, {"layers", std::move(lists)}};
+  own["weak_columns"] = {{"least", least}, {"most", most}, {"weights", weights}};
   return own;
 }
 
@@ -144,7 +118,7 @@ std::string show_own_formats(const Json& own) {
     text += fmt::format("{:<15}{}\n", label, value);
   };
   for (const Json& format : own["linear"])
-    line(text.empty() ? "Linear layers" : "",
+    line(text.empty() ? "Codes" : "",
          fmt::format("{} ({} layers)", format["format"].get<std::string>(),
                      format["layers"].get<int>()));
   const Json& weak = own["weak_columns"];

@@ -8,8 +8,8 @@
 
 namespace trimpot::cli {
 
-// Formats of the linear layers and of the head, bytes by what they hold, and the weak columns of
-// every layer as channels of the original model. Layers that do not fit the format are left out.
+// Formats of the linear layers and of the head, how many weak columns layers have, bytes by what
+// they hold. Layers that do not fit the format are left out.
 nlohmann::ordered_json describe_own(const gguf::File& file);
 // Weights of the model that the file stands for: codes and weak columns counted, not bytes.
 std::uint64_t own_parameters(const gguf::File& file);

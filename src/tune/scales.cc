@@ -227,23 +227,6 @@ bool learns_zeros(ScaleMethod method, const Matrix& matrix) {
   return method != ScaleMethod::kScales && (matrix.has_offsets() || matrix.has_zeros());
 }
 
-ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod method,
-                         ScaleGranularity granularity) {
-  ScaleCounts counts;
-  for (const QuantizedShape& shape : shapes) {
-    const std::size_t kinds =
-        (method != ScaleMethod::kZeros) + (method != ScaleMethod::kScales && shape.has_offsets);
-    const std::int64_t groups = granularity == ScaleGranularity::kGroup ? shape.groups : 1;
-    const std::int64_t padded = (shape.rows + kTileRows - 1) / kTileRows * kTileRows;
-    counts.trainable += kinds * static_cast<std::size_t>(shape.rows * groups);
-    counts.padded += kinds * static_cast<std::size_t>(padded * groups);
-    if (kinds > 0)
-      counts.base_values +=
-          static_cast<std::size_t>(padded * shape.groups) * (shape.has_offsets ? 2 : 1);
-  }
-  return counts;
-}
-
 Status check_target_modules(const std::vector<std::string>& modules) {
   for (const std::string& module : modules)
     if (std::none_of(kLinearKinds.begin(), kLinearKinds.end(),

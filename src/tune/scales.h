@@ -42,19 +42,6 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
 // Whether this linear layer's offsets change under the method.
 bool learns_zeros(ScaleMethod method, const Matrix& matrix);
 
-// The number of learned values and the bytes of the optimizer's arrays, without a model in memory.
-struct ScaleCounts {
-  std::size_t trainable = 0;
-  std::size_t padded = 0;       // array elements
-  std::size_t base_values = 0;  // f16 values of the base that are kept
-};
-struct QuantizedShape {
-  std::int64_t rows, groups;
-  bool has_offsets;
-};
-ScaleCounts count_scales(std::span<const QuantizedShape> shapes, ScaleMethod method,
-                         ScaleGranularity granularity);
-
 // The rule above for one group. `zero` is the learned z', if zero-points are learned.
 struct GroupValues {
   f16 scale;
