@@ -66,8 +66,12 @@ Result<std::vector<std::int32_t>> costliest_columns(Compute& compute, const Reci
                                                     std::span<const double> diagonal) {
   const auto columns = static_cast<std::int64_t>(diagonal.size());
   const WeightView view{w.data(), rows, columns, columns};
-  TRIMPOT_TRY(const GroupParameters parameters,
-              min_max_parameters(compute.team, view, recipe.scheme));
+  GroupParameters parameters;
+  if (recipe.search == Search::kGrid) {
+    TRIMPOT_TRY(parameters, grid_parameters(compute.team, view, recipe.scheme));
+  } else {
+    TRIMPOT_TRY(parameters, min_max_parameters(compute.team, view, recipe.scheme));
+  }
   const std::vector<double> errors = column_errors(compute.team, view, parameters);
   return top_columns(column_costs(diagonal, errors), recipe.weak_columns);
 }

@@ -218,10 +218,10 @@ std::vector<std::string> builtin_plan_names() {
 Arguments merge_options(const Arguments& options, const Arguments& more) {
   const auto added = group_options(more);
   Arguments merged;
-  for (const auto& [name, words] : group_options(options)) {
-    const bool replaced = std::any_of(added.begin(), added.end(),
-                                      [&](const auto& group) { return group.first == name; });
-    if (!replaced) merged.insert(merged.end(), words.begin(), words.end());
+  for (const auto& option : group_options(options)) {
+    const bool replaced = std::any_of(
+        added.begin(), added.end(), [&](const auto& group) { return group.first == option.first; });
+    if (!replaced) merged.insert(merged.end(), option.second.begin(), option.second.end());
   }
   merged.insert(merged.end(), more.begin(), more.end());
   return merged;

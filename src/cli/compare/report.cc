@@ -14,8 +14,7 @@ using Json = nlohmann::ordered_json;
 
 class Values {
  public:
-  Values(const Schedule& schedule, const std::vector<StepResult>& results)
-      : schedule_(schedule), results_(results) {}
+  explicit Values(const std::vector<StepResult>& results) : results_(results) {}
 
   // A number that the step printed; nothing where it failed or has none of that name.
   void take(Json& values, const char* id, std::optional<std::size_t> step, const char* key) const {
@@ -98,7 +97,6 @@ class Values {
     v["quantize_peak_mb"] = peak;
   }
 
-  const Schedule& schedule_;
   const std::vector<StepResult>& results_;
 };
 
@@ -278,7 +276,7 @@ code { overflow-wrap: anywhere; }
 
 std::vector<Section> make_sections(const std::vector<Plan>& plans, const Schedule& schedule,
                                    const std::vector<StepResult>& results) {
-  const Values values(schedule, results);
+  const Values values(results);
   std::vector<Section> sections;
   for (std::size_t p = 0; p < plans.size(); ++p) {
     const Plan& plan = plans[p];
