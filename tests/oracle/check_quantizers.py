@@ -142,23 +142,27 @@ class Case:
             mine = codes_of(w[:, at], scales[:, g, None], zeros[:, g, None], self.bits, self.zeros)
             self.tally.equal("codes", mine, codes[:, at])
 
+    def grid_candidates(self, part):
+        """Squared errors, scales and zeros of all 51 factors, [51, rows]."""
+        lo, hi = np.minimum(part.min(1), 0).astype(F32), np.maximum(part.max(1), 0).astype(F32)
+        errors, scales, zeros = [], [], []
+        for step in range(51):
+            p = F32(F32(100 - step) / F32(100))
+            s, z = range_parameters(p * lo, p * hi, self.bits, self.zeros)
+            q = codes_of(part, s[:, None], z[:, None], self.bits, self.zeros)
+            wrong = value_of(q.astype(np.float64), s[:, None], z[:, None], self.zeros) - part
+            errors.append((wrong**2).sum(1))
+            scales.append(s)
+            zeros.append(z)
+        return np.array(errors), np.array(scales), np.array(zeros)
+
     def check_grid(self, index, w):
         _, scales, zeros = self.stored(index)
         for g, at in enumerate(self.group_slices(w.shape[1])):
             part = w[:, at]
-            lo, hi = np.minimum(part.min(1), 0).astype(F32), np.maximum(part.max(1), 0).astype(F32)
-            errors, candidates = [], []
-            for step in range(51):
-                p = F32(F32(100 - step) / F32(100))
-                s, z = range_parameters(p * lo, p * hi, self.bits, self.zeros)
-                q = codes_of(part, s[:, None], z[:, None], self.bits, self.zeros)
-                wrong = value_of(q.astype(np.float64), s[:, None], z[:, None], self.zeros) - part
-                errors.append((wrong**2).sum(1))
-                candidates.append((s, z))
-            errors = np.array(errors)
+            errors, s, z = self.grid_candidates(part)
             best = errors.argmin(0)
             rows = np.arange(len(part))
-            s, z = (np.array([c[i] for c in candidates]) for i in (0, 1))
             same = (s == scales[:, g]) & (z == zeros[:, g])  # which candidates are trimpot's
             if not same.any(0).all():
                 self.tally.errors.append("parameters that are no candidate of the grid")
@@ -227,13 +231,17 @@ class Case:
         differs = ~np.isin(chosen, best)
         self.tally.near(what, differs, np.full(len(chosen), gap / abs(values[chosen].min())))
 
-    def column_costs(self, index, diagonal):
+    def column_costs(self, index, diagonal, search):
         """lambda_j ||dW_j||^2, in the order of the file; the groups are cut in the original order."""
         row, column = self.out.axes(index)
         w = self.source.original(index).astype(F32)
         wrong = np.zeros(w.shape[1])
         for at in self.group_slices(w.shape[1]):
             s, z = range_parameters(w[:, at].min(1), w[:, at].max(1), self.bits, self.zeros)
+            if search == "grid":
+                errors, scales, zeros = self.grid_candidates(w[:, at])
+                best, rows = errors.argmin(0), np.arange(len(w))
+                s, z = scales[best, rows], zeros[best, rows]
             q = codes_of(w[:, at], s[:, None], z[:, None], self.bits, self.zeros)
             value = value_of(q.astype(F32), s[:, None], z[:, None], self.zeros).astype(F32)
             wrong[at] = ((w[:, at].astype(np.float64) - value) ** 2).sum(0)
@@ -283,7 +291,7 @@ def run_calibrated(case, windows, search, reconstruct, selection):
     def visit(index, hessian):
         s = case.out.linears[index]
         if selection == "layer" or (selection == "global" and index % 7 in (3, 6)):
-            case.take_best("weak columns", case.column_costs(index, np.diag(hessian)), s.weak_columns)
+            case.take_best("weak columns", case.column_costs(index, np.diag(hessian), search), s.weak_columns)
         columns = case.columns(index)
         w = case.weights(index)[:, columns]
         dynamic = search == "minmax" and reconstruct == "optq" and not case.act_order
