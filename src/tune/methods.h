@@ -15,8 +15,8 @@ namespace trimpot {
 
 // What a run does unless it is told otherwise. Methods on models of 3 billion parameters and more
 // take the papers' values (QEFT, Table 4, for 7B to 70B; alpha is 16, which the table leaves out);
-// below that their rates are far too low, and the values are those found by measuring on a model of
-// 135 million (docs/methods.md).
+// below that their rates are far too low, and the values are those for a model of 135 million
+// (docs/methods.md says which of them were measured).
 struct TuningPreset {
   double learning_rate = 1e-3;
   ScheduleKind schedule = ScheduleKind::kConstant;
