@@ -218,7 +218,8 @@ void make_dense(Linear& linear) {
   Matrix dense = Matrix::zeros(Storage::kF16, linear.weight.rows(), linear.weight.columns());
   std::vector<float> values(dense.dense_f16().size());
   read_values(linear.weight, values);
-  std::transform(values.begin(), values.end(), dense.dense_f16().begin(), f32_to_f16);
+  std::transform(values.begin(), values.end(), dense.dense_f16().begin(),
+                 [](float value) { return f32_to_f16(value); });
   linear.weight = std::move(dense);
 }
 
