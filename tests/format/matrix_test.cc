@@ -137,7 +137,7 @@ TEST(Matrix, ScalesThatAreNotFiniteAreErrors) {
 }
 
 TEST(Matrix, WrongSizesAreErrors) {
-  const std::vector<std::byte> bytes(1000);
+  const std::vector<std::byte> bytes(2048);
   const auto message = [&](ElementType type, std::int64_t rows, std::int64_t columns,
                            std::size_t size) {
     const auto matrix = Matrix::pack(type, rows, columns, std::span(bytes).first(size));
