@@ -1,4 +1,3 @@
-#include <malloc.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -366,9 +365,6 @@ Result<std::unique_ptr<Engine>> load_teacher(const TuneOptions& options, const E
 Status tune(TuneOptions options) {
   TRIMPOT_TRY_VOID(check_output(options));
   options.trainer.shuffle = !options.no_shuffle;
-  // Matrices that a method replaces go back to the system at once. Left to itself, glibc raises the
-  // threshold and keeps holes: 78 MB with qat on the default model, which no estimate could know.
-  ::mallopt(M_MMAP_THRESHOLD, 128 << 10);
   Outcome outcome;
   std::optional<Examples> examples;
   {

@@ -122,6 +122,15 @@ Matrix Matrix::clone() const {
   return matrix;
 }
 
+void Matrix::move_to(Arena& arena) {
+  codes_.move_to(arena);
+  scales_.move_to(arena);
+  zeros_.move_to(arena);
+  offsets_.move_to(arena);
+  dense_.move_to(arena);
+  set_views();
+}
+
 std::size_t Matrix::bytes() const {
   return codes_.size() + 2 * (scales_.size() + zeros_.size() + offsets_.size()) + dense_.size();
 }

@@ -86,6 +86,8 @@ class Matrix {
   // A dense matrix of zeros, to be filled through dense_f32() and the like. Not for kCodes.
   static Matrix zeros(Storage storage, std::int64_t rows, std::int64_t columns);
   Matrix clone() const;
+  // Moves the contents to memory of the arena, which must outlive this matrix.
+  void move_to(Arena& arena);
 
   const MatrixView& view() const { return view_; }
   std::int64_t rows() const { return view_.rows; }

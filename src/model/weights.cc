@@ -62,16 +62,23 @@ Status pack_slot(const gguf::File& file, const Slot& slot) {
   return {};
 }
 
-// Packs all slots, several at a time; the first error wins.
-Status pack_all(const gguf::File& file, ThreadTeam& team, const std::vector<Slot>& slots) {
+// Packs all slots, several at a time; the first error wins. Layers go to `memory`, if there is one,
+// each as soon as it is read: what malloc keeps of it serves the next one.
+Status pack_all(const gguf::File& file, ThreadTeam& team, const std::vector<Slot>& slots,
+                Arena* memory) {
   std::mutex mutex;
   std::optional<Error> error;
   team.for_each(static_cast<std::int64_t>(slots.size()), 1,
                 [&](std::int64_t index, std::int64_t, int) {
-                  const auto result = pack_slot(file, slots[static_cast<std::size_t>(index)]);
-                  if (result) return;
+                  const Slot& slot = slots[static_cast<std::size_t>(index)];
+                  const auto result = pack_slot(file, slot);
                   const std::lock_guard lock(mutex);
-                  if (!error) error = result.error();
+                  if (!result) {
+                    if (!error) error = result.error();
+                  } else if (memory != nullptr && slot.linear != nullptr) {
+                    slot.linear->weight.move_to(*memory);
+                    slot.linear->weak.move_to(*memory);
+                  }
                 });
   if (error) return fail(*error);
   return {};
@@ -224,7 +231,7 @@ Result<std::unique_ptr<Model>> load_frame(const gguf::File& file) {
 Status load_layer(const gguf::File& file, ThreadTeam& team, std::size_t layer, Model& model) {
   std::vector<Slot> slots;
   add_layer_slots(model, layer, slots);
-  TRIMPOT_TRY_VOID(pack_all(file, team, slots));
+  TRIMPOT_TRY_VOID(pack_all(file, team, slots, nullptr));
   share_orders(model.layers[layer]);
   return {};
 }
@@ -245,7 +252,7 @@ Result<std::unique_ptr<Model>> load_model(const gguf::File& file, ThreadTeam& te
     slots.push_back({"output", config.vocabulary, config.hidden, nullptr, &model->head});
   for (std::size_t layer = 0; layer < model->layers.size(); ++layer)
     add_layer_slots(*model, layer, slots);
-  TRIMPOT_TRY_VOID(pack_all(file, team, slots));
+  TRIMPOT_TRY_VOID(pack_all(file, team, slots, &model->memory));
   for (LayerWeights& layer : model->layers) share_orders(layer);
   return model;
 }

@@ -49,6 +49,7 @@ struct LinearSize {
 LinearSize linear_size(const ModelConfig& config, std::size_t kind);
 
 struct Model {
+  Arena memory;  // of the layers' weights; first, so that it goes last
   ModelConfig config;
   Matrix embedding;                           // [vocabulary, hidden]
   Matrix head;                                // empty when tied to the embedding

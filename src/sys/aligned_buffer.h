@@ -11,6 +11,8 @@
 #include <span>
 #include <utility>
 
+#include "sys/arena.h"
+
 namespace trimpot {
 
 template <typename T>
@@ -19,10 +21,13 @@ class AlignedBuffer {
   AlignedBuffer() = default;
   explicit AlignedBuffer(std::size_t count) { resize(count); }
   AlignedBuffer(AlignedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        in_arena_(std::exchange(other.in_arena_, false)) {}
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(in_arena_, other.in_arena_);
     return *this;
   }
   AlignedBuffer(const AlignedBuffer&) = delete;
@@ -33,9 +38,8 @@ class AlignedBuffer {
   void resize(std::size_t count) {
     release();
     if (count == 0) return;
-    constexpr std::size_t kHuge = std::size_t{2} << 20;
     const std::size_t bytes = count * sizeof(T);
-    const std::size_t boundary = bytes >= 2 * kHuge ? kHuge : 64;
+    const std::size_t boundary = bytes >= kHugeFrom ? kHuge : 64;
     // Rounded up so that kernels may read a whole vector at the end.
     const std::size_t rounded = (bytes + 64 + boundary - 1) / boundary * boundary;
     void* memory = std::aligned_alloc(boundary, rounded);
@@ -50,6 +54,19 @@ class AlignedBuffer {
     if (count > size_) resize(count);
   }
 
+  // Moves the contents to memory that the arena owns, if they are not on huge pages yet; the arena
+  // must outlive this buffer.
+  void move_to(Arena& arena) {
+    if (size_ == 0 || in_arena_ || size_ * sizeof(T) >= kHugeFrom) return;
+    const std::size_t size = size_;
+    auto* moved = static_cast<T*>(arena.take(size * sizeof(T)));
+    std::memcpy(moved, data_, size * sizeof(T));
+    release();
+    data_ = moved;
+    size_ = size;
+    in_arena_ = true;
+  }
+
   T* data() { return data_; }
   const T* data() const { return data_; }
   std::size_t size() const { return size_; }
@@ -60,13 +77,21 @@ class AlignedBuffer {
   std::span<const T> span() const { return {data_, size_}; }
 
  private:
+  static constexpr std::size_t kHuge = std::size_t{2} << 20;
+  static constexpr std::size_t kHugeFrom = 2 * kHuge;
+
   void release() {
-    std::free(data_);
+    if (in_arena_)
+      Arena::discard(data_, size_ * sizeof(T));
+    else
+      std::free(data_);
     data_ = nullptr;
     size_ = 0;
+    in_arena_ = false;
   }
   T* data_ = nullptr;
   std::size_t size_ = 0;
+  bool in_arena_ = false;
 };
 
 }  // namespace trimpot

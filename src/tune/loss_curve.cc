@@ -6,28 +6,14 @@
 #include <cmath>
 #include <string_view>
 
+#include "base/markup.h"
+
 namespace trimpot {
 namespace {
 
 constexpr double kWidth = 720, kHeight = 420;
 constexpr double kLeft = 64, kRight = 20, kTop = 44, kBottom = 52;
 constexpr std::string_view kTrainingColor = "#2166ac", kValidationColor = "#d95f02";
-
-std::string escaped(std::string_view text) {
-  std::string result;
-  for (const char c : text) {
-    if (c == '&') {
-      result += "&amp;";
-    } else if (c == '<') {
-      result += "&lt;";
-    } else if (c == '>') {
-      result += "&gt;";
-    } else if (static_cast<unsigned char>(c) >= 0x20) {  // XML 1.0 has no control characters
-      result += c;
-    }
-  }
-  return result;
-}
 
 std::vector<CurvePoint> drawable(const std::vector<CurvePoint>& points) {
   std::vector<CurvePoint> result;
@@ -164,7 +150,7 @@ std::string loss_curve_svg(const LossCurve& curve) {
       "viewBox=\"0 0 {0} {1}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#333\">\n"
       "<rect width=\"{0}\" height=\"{1}\" fill=\"#fff\"/>\n"
       "<text x=\"{2}\" y=\"24\" font-size=\"15\">{3}</text>\n",
-      kWidth, kHeight, kLeft, escaped(curve.title));
+      kWidth, kHeight, kLeft, escape_markup(curve.title));
   svg += draw_axes(plot);
   svg += plot.line(training, fmt::format("stroke=\"{}\" stroke-opacity=\"0.3\"", kTrainingColor));
   svg += plot.line(smoothed(training),

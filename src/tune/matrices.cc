@@ -288,22 +288,27 @@ Result<std::unique_ptr<TuningMethod>> make_low_rank_method(Model& model,
   if (!(options.dropout >= 0 && options.dropout < 1))
     return fail("--lora-dropout is {}; it must be at least 0 and below 1", options.dropout);
   const auto rank = static_cast<double>(options.rank);
-  std::vector<Target> targets;
+  // All layers are checked before the first one gets a pair: a refused model stays as it was.
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     if (!is_target(options.target_modules, index)) continue;
-    Linear& linear = model.linear(index);
+    const Linear& linear = model.linear(index);
     const std::int64_t most = std::min(linear.rows(), linear.columns);
     if (options.rank < 1 || options.rank > most)
       return fail("--lora-r is {}; {} takes a rank from 1 to {}", options.rank,
                   linear_tensor_name(index), most);
+    if (options.pooled && (!linear.weight.quantized() || linear.weak.rows() > 0))
+      return fail(
+          "{}: QA-LoRA needs a layer in groups of codes without weak columns; "
+          "`trimpot quantize --method rtn --group-size 32` makes such a file",
+          linear_tensor_name(index));
+  }
+  std::vector<Target> targets;
+  for (std::size_t index = 0; index < model.linear_count(); ++index) {
+    if (!is_target(options.target_modules, index)) continue;
+    Linear& linear = model.linear(index);
     auto path = std::make_unique<LowRank>();
     std::int64_t inputs = linear.columns;
     if (options.pooled) {
-      if (!linear.weight.quantized() || linear.weak.rows() > 0)
-        return fail(
-            "{}: QA-LoRA needs a layer in groups of codes without weak columns; "
-            "`trimpot quantize --method rtn --group-size 32` makes such a file",
-            linear_tensor_name(index));
       path->pool = linear.weight.view().group_chunks * kChunkColumns;
       inputs = linear.weight.groups();
     }

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 
+#include "base/markup.h"
 #include "cli/compare/table.h"
 
 namespace trimpot::cli {

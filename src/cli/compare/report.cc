@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "base/markup.h"
 #include "cli/compare/plot.h"
 #include "tune/run_folder.h"
 

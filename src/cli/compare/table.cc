@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/markup.h"
+
 namespace trimpot::cli {
 namespace {
 
@@ -125,24 +127,6 @@ std::string html(const Table& table) {
                           columns.size() + 1, escape_markup(row.problem));
   }
   return text + "</tbody>\n</table>\n</div>\n";
-}
-
-std::string escape_markup(std::string_view text) {
-  std::string result;
-  for (const char c : text) {
-    if (c == '&') {
-      result += "&amp;";
-    } else if (c == '<') {
-      result += "&lt;";
-    } else if (c == '>') {
-      result += "&gt;";
-    } else if (c == '"') {
-      result += "&quot;";
-    } else if (static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\t') {
-      result += c;  // XML has no other control characters
-    }
-  }
-  return result;
 }
 
 }  // namespace trimpot::cli

@@ -39,7 +39,4 @@ std::string markdown(const Table& table);
 // <table> with caption, scope attributes, and problems in a row of their own.
 std::string html(const Table& table);
 
-// For text and attributes of HTML and XML.
-std::string escape_markup(std::string_view text);
-
 }  // namespace trimpot::cli
