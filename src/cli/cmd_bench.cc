@@ -7,11 +7,13 @@
 #include <numeric>
 
 #include "base/rng.h"
+#include "cli/bench/roof.h"
 #include "cli/command.h"
 #include "cli/engine.h"
 #include "kernels/kernels.h"
 #include "model/session.h"
 #include "model/training_pass.h"
+#include "model/work.h"
 #include "optim/adamw.h"
 #include "tune/adapter.h"
 #include "tune/methods.h"
@@ -29,6 +31,7 @@ struct BenchOptions {
   std::int64_t rank = 0, weak_columns = 0;  // 0: as the method and the file have it
   std::vector<std::string> target_modules;
   int decode_tokens = 128;
+  int sequences = 8;
   int prompt_tokens = 512;
   int max_seq_length = 512;
   bool json = false;
@@ -74,10 +77,13 @@ Status check_length(const Model& model, std::int64_t tokens) {
   return fail("{} tokens exceed the model's context of {}", tokens, model.config.context_length);
 }
 
-Status report(const BenchOptions& options, const Engine& engine, const char* what,
-              std::int64_t tokens, const Timing& timing, const Timing* forward = nullptr) {
+// `work` is that of all `tokens`. The roof is measured here, after the memory was.
+Status report(const BenchOptions& options, Engine& engine, const char* what, std::int64_t tokens,
+              const Work& work, const Timing& timing, const Timing* forward = nullptr) {
   const double count = static_cast<double>(tokens);
   const double peak = static_cast<double>(peak_memory());
+  const Roof roof = measure_roof(engine.compute, engine.model->weight_bytes());
+  const double fraction = roof.seconds(work) / timing.median;
   if (options.json) {
     Json json{{"bench", what},
               {"model", options.model.model},
@@ -88,7 +94,18 @@ Status report(const BenchOptions& options, const Engine& engine, const char* wha
               {"rounds", kRounds},
               {"tokens_per_second", count / timing.median},
               {"tokens_per_second_best", count / timing.least},
-              {"tokens_per_second_worst", count / timing.most}};
+              {"tokens_per_second_worst", count / timing.most},
+              {"roof_fraction", fraction},
+              {"work",
+               {{"bytes", work.bytes},
+                {"int8_macs", work.int8_macs},
+                {"bf16_macs", work.bf16_macs},
+                {"f32_macs", work.f32_macs}}},
+              {"roof",
+               {{"read_bytes_per_second", roof.read_bytes},
+                {"int8_macs_per_second", roof.int8},
+                {"bf16_macs_per_second", roof.bf16},
+                {"f32_macs_per_second", roof.f32}}}};
     if (forward != nullptr) {
       json["method"] = options.method;
       json["step_ms"] = timing.median * 1e3;
@@ -100,11 +117,18 @@ Status report(const BenchOptions& options, const Engine& engine, const char* wha
   }
   return print(fmt::format(
       "{}: {:.1f} tokens/s (from {:.1f} to {:.1f}){}\n"
+      "{:.0f} % of this machine's limit ({})\n"
       "{} tokens, median of {} rounds, {} kernels, {} thread{}, {} peak memory\n",
       what, count / timing.median, count / timing.most, count / timing.least,
       forward != nullptr ? fmt::format(", {:.0f} ms a step of {}, {:.0f} of them forward",
                                        timing.median * 1e3, options.method, forward->median * 1e3)
                          : "",
+      fraction * 100,
+      work.bytes / roof.read_bytes >= roof.seconds(work)
+          ? fmt::format("reading {} at {:.1f} GB/s", format_bytes(work.bytes),
+                        roof.read_bytes / 1e9)
+          : fmt::format("{:.1f} G multiply-adds in int8, {:.1f} in bf16, {:.1f} in f32",
+                        work.int8_macs / 1e9, work.bf16_macs / 1e9, work.f32_macs / 1e9),
       tokens, kRounds, engine.compute.kernels.name, engine.compute.team.size(),
       engine.compute.team.size() == 1 ? "" : "s", format_bytes(peak)));
 }
@@ -121,7 +145,10 @@ Status bench_decode(const BenchOptions& options) {
                   TRIMPOT_TRY_VOID(session.append({&token, 1}, logits.data()));
                 return {};
               }));
-  return report(options, *engine, "decode", options.decode_tokens, timing);
+  Work work;
+  for (std::int64_t position = 0; position < options.decode_tokens; ++position)
+    work += decode_work(engine->compute, *engine->model, position, 1);
+  return report(options, *engine, "decode", options.decode_tokens, work, timing);
 }
 
 Status bench_prefill(const BenchOptions& options) {
@@ -134,7 +161,35 @@ Status bench_prefill(const BenchOptions& options) {
                 session.truncate(0);
                 return session.append(tokens, logits.data());
               }));
-  return report(options, *engine, "prefill", options.prompt_tokens, timing);
+  return report(options, *engine, "prefill", options.prompt_tokens,
+                prefill_work(engine->compute, *engine->model, options.prompt_tokens), timing);
+}
+
+// Several sequences that are continued together, token by token.
+Status bench_batch(const BenchOptions& options) {
+  TRIMPOT_TRY(const auto engine, load_engine(options.model));
+  TRIMPOT_TRY_VOID(check_length(*engine->model, options.decode_tokens));
+  const auto tokens = random_tokens(*engine->model, options.decode_tokens * options.sequences);
+  Decoder decoder(engine->compute, *engine->model);
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < options.sequences; ++i)
+    sequences.emplace_back(engine->compute, *engine->model, options.decode_tokens);
+  AlignedBuffer<float> logits(
+      static_cast<std::size_t>(engine->model->config.vocabulary * options.sequences));
+  std::vector<Turn> turns(sequences.size());
+  TRIMPOT_TRY(const Timing timing, measure([&]() -> Status {
+                for (Sequence& sequence : sequences) sequence.truncate(0);
+                for (std::size_t at = 0; at < tokens.size(); at += turns.size()) {
+                  for (std::size_t i = 0; i < turns.size(); ++i)
+                    turns[i] = {&sequences[i], {&tokens[at + i], 1}, true};
+                  TRIMPOT_TRY_VOID(decoder.step(turns, logits.data()));
+                }
+                return {};
+              }));
+  Work work;
+  for (std::int64_t position = 0; position < options.decode_tokens; ++position)
+    work += decode_work(engine->compute, *engine->model, position, options.sequences);
+  return report(options, *engine, "batch", static_cast<std::int64_t>(tokens.size()), work, timing);
 }
 
 Result<std::unique_ptr<TuningMethod>> make_bench_method(const BenchOptions& options,
@@ -202,7 +257,9 @@ Status bench_tune(const BenchOptions& options) {
                 TRIMPOT_TRY_VOID(pass.run(batch, 0.0f, nullptr));
                 return {};
               }));
-  return report(options, *engine, "tune", options.max_seq_length, timing, &forward);
+  const Work work =
+      tuning_work(engine->compute, *engine->model, options.max_seq_length, &method->sink());
+  return report(options, *engine, "tune", options.max_seq_length, work, timing, &forward);
 }
 
 // What it takes to serve another task: an adapter read, checked and put into a model in memory; or,
@@ -241,6 +298,57 @@ Status bench_switch(const BenchOptions& options) {
                            with_adapter ? "read and apply the adapter" : "load another model"));
 }
 
+// Of a model's size, if one is given.
+Status bench_roof(const BenchOptions& options) {
+  TRIMPOT_TRY(const Kernels* kernels, select_kernels());
+  const int most = options.model.threads > 0 ? options.model.threads : default_thread_count();
+  std::vector<std::size_t> sizes{std::size_t{16} << 20, std::size_t{96} << 20,
+                                 std::size_t{512} << 20};
+  if (!options.model.model.empty()) {
+    TRIMPOT_TRY(const auto file, gguf::File::open(options.model.model));
+    sizes.push_back(static_cast<std::size_t>(file.file_bytes()));
+  }
+  Json json{{"isa", kernels->name}, {"threads", Json::array()}};
+  std::vector<std::vector<std::string>> columns;
+  for (int threads = 1; threads <= most;
+       threads = threads * 2 > most && threads < most ? most : threads * 2) {
+    Compute compute(*kernels, Precision::kDefault, threads);
+    const Peaks peaks = peak_rates(compute);
+    const double join = join_seconds(compute);
+    Json row{{"threads", threads},
+             {"int8_macs_per_second", peaks.int8},
+             {"bf16_macs_per_second", peaks.bf16},
+             {"f32_macs_per_second", peaks.f32},
+             {"join_microseconds", join * 1e6},
+             {"read", Json::array()}};
+    std::vector<std::string> column{fmt::format("{}", threads)};
+    for (const std::size_t bytes : sizes) {
+      const double rate = read_rate(compute, bytes);
+      row["read"].push_back({{"bytes", bytes}, {"bytes_per_second", rate}});
+      column.push_back(fmt::format("{:.1f}", rate / 1e9));
+    }
+    for (const double rate : {peaks.int8, peaks.bf16, peaks.f32})
+      column.push_back(rate > 0 ? fmt::format("{:.0f}", rate / 1e9) : "-");
+    column.push_back(fmt::format("{:.2f}", join * 1e6));
+    columns.push_back(std::move(column));
+    json["threads"].push_back(std::move(row));
+  }
+  if (options.json) return print(json.dump(2) + "\n");
+  std::vector<std::string> names{"threads"};
+  for (const std::size_t bytes : sizes)
+    names.push_back(fmt::format("reading {}, GB/s", format_bytes(static_cast<double>(bytes))));
+  for (const char* name : {"int8, G multiply-adds/s", "bf16, G multiply-adds/s",
+                           "f32, G multiply-adds/s", "joining the threads, us"})
+    names.push_back(name);
+  std::string text = fmt::format("{} kernels\n", kernels->name);
+  for (std::size_t row = 0; row < names.size(); ++row) {
+    text += fmt::format("{:<28}", names[row]);
+    for (const auto& column : columns) text += fmt::format("{:>10}", column[row]);
+    text += "\n";
+  }
+  return print(text);
+}
+
 Status bench_isa(bool as_json) {
   TRIMPOT_TRY(const Kernels* chosen, select_kernels());
   const char* variable = std::getenv("TRIMPOT_ISA");
@@ -277,9 +385,25 @@ void add_bench(CLI::App& app, Action& action) {
   isa->add_flag("--json", options->json, "one JSON object instead of text");
   isa->footer("Examples:\n  trimpot bench isa\n  TRIMPOT_ISA=avx2 trimpot bench isa");
   isa->callback([options, &action] { action = [options] { return bench_isa(options->json); }; });
+  CLI::App* roof =
+      command->add_subcommand("roof", "What this machine can do at most: memory and arithmetic");
+  roof->add_option("-m,--model", options->model.model,
+                   "also read memory of this file's size (GGUF)");
+  roof->add_option("-t,--threads", options->model.threads, "most threads (default: all cores)")
+      ->check(CLI::Range(0, 1024));
+  roof->add_flag("--json", options->json, "one JSON object instead of text");
+  roof->footer("Examples:\n  trimpot bench roof\n  trimpot bench roof -m model.gguf --json");
+  roof->callback([options, &action] { action = [options] { return bench_roof(*options); }; });
   add("decode", "Generation, token by token", bench_decode)
       ->add_option("-n,--n-predict", options->decode_tokens, "tokens of a round")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  CLI::App* batch = add("batch", "Generation of several sequences together", bench_batch);
+  batch->add_option("-n,--n-predict", options->decode_tokens, "tokens of each sequence in a round")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  batch->add_option("--np,--n-parallel", options->sequences, "sequences")
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   add("prefill", "Reading a prompt", bench_prefill)
       ->add_option("-p,--n-prompt", options->prompt_tokens, "tokens of a round")

@@ -46,6 +46,12 @@ int main(int argc, char** argv) {
   trimpot::cli::add_fit(app, action);
   trimpot::cli::add_bench(app, action);
   trimpot::cli::add_compare(app, action);
+  // llama.cpp's spelling; CLI11 has no short names of two letters.
+  for (int i = 1; i < argc; ++i)
+    if (std::string_view(argv[i]) == "-np") {
+      static char name[] = "--np";
+      argv[i] = name;
+    }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -123,6 +123,14 @@ struct Kernels {
   float (*dot)(const float* a, const float* b, std::int64_t count);
   void (*widen_f16)(const f16* from, std::int64_t count, float* to);
   void (*narrow_f16)(const float* from, std::int64_t count, f16* to);
+
+  // What one core can do at most: 12 vectors of 16 lanes a round, of one multiply-add per lane, of
+  // 4 (bytes), of 2 (null without bf16_backward). `start` is 1; what they give means nothing.
+  float (*peak_f32)(std::int64_t rounds, float start);
+  float (*peak_int8)(std::int64_t rounds, float start);
+  float (*peak_bf16)(std::int64_t rounds, float start);
+  // Reads memory once, from one end to the other; `bytes` is a multiple of 256.
+  float (*read_memory)(const std::uint8_t* data, std::int64_t bytes);
 };
 
 struct IsaInfo {

@@ -1,52 +1,73 @@
 #include "model/session.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace trimpot {
 
-Session::Session(Compute& compute, const Model& model, std::int64_t context)
-    : compute_(compute), model_(model), context_(context), caches_(model.layers.size()) {
+Sequence::Sequence(const Compute& compute, const Model& model, std::int64_t context)
+    : context_(context), caches_(model.layers.size()) {
   for (KeyValues& cache : caches_) cache.allocate(compute, model.config.attention, context);
 }
 
-Status Session::check(std::span<const TokenId> tokens) const {
+Status Decoder::check(const Sequence& sequence, std::span<const TokenId> tokens) const {
   const auto count = static_cast<std::int64_t>(tokens.size());
-  if (length_ + count > context_)
+  if (sequence.length_ + count > sequence.context_)
     return fail("{} tokens do not fit in the context: {} of {} are in use (-c sets its size)",
-                count, length_, context_);
+                count, sequence.length_, sequence.context_);
   for (const TokenId token : tokens)
     if (token < 0 || token >= model_.config.vocabulary)
       return fail("token {} is not in the vocabulary of {}", token, model_.config.vocabulary);
   return {};
 }
 
-void Session::forward(std::span<const TokenId> tokens) {
-  const auto rows = static_cast<std::int64_t>(tokens.size());
+Status Decoder::step(std::span<const Turn> turns, float* logits) {
+  for (const Turn& turn : turns) TRIMPOT_TRY_VOID(check(*turn.sequence, turn.tokens));
   const ModelConfig& config = model_.config;
+  tokens_.clear();
+  Batch batch;
+  for (const Turn& turn : turns) {
+    batch.segments.push_back({static_cast<std::int64_t>(tokens_.size()),
+                              static_cast<std::int64_t>(turn.tokens.size()), turn.sequence->length_,
+                              nullptr});
+    tokens_.insert(tokens_.end(), turn.tokens.begin(), turn.tokens.end());
+  }
+  batch.tokens = tokens_;
+  const auto rows = static_cast<std::int64_t>(tokens_.size());
   activations_.allocate(config, rows);
-  x_.reserve(rows * config.hidden);
-  Batch batch{tokens, {{0, rows, length_, nullptr}}};
+  x_.reserve(static_cast<std::size_t>(rows * config.hidden));
   rope_.fill(model_, batch);
-  embed(compute_, model_, tokens, x_.data());
+  embed(compute_, model_, batch.tokens, x_.data());
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
-    batch.segments[0].cache = &caches_[layer];
+    for (std::size_t i = 0; i < turns.size(); ++i)
+      batch.segments[i].cache = &turns[i].sequence->caches_[layer];
     layer_forward(compute_, config, model_.layers[layer], batch.segments, rope_, rows, x_.data(),
                   activations_, x_.data());
   }
-  length_ += rows;
+  std::int64_t wanted = 0;
+  last_.reserve(turns.size() * static_cast<std::size_t>(config.hidden));
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    turns[i].sequence->length_ += batch.segments[i].count;
+    if (!turns[i].wants_logits) continue;
+    const std::int64_t row = batch.segments[i].row + batch.segments[i].count - 1;
+    std::copy_n(x_.data() + row * config.hidden, config.hidden,
+                last_.data() + wanted++ * config.hidden);
+  }
+  if (wanted > 0) head_.forward(compute_, model_, wanted, last_.data(), logits);
+  return {};
+}
+
+void Decoder::logits_of(std::int64_t begin, std::int64_t count, float* logits) {
+  head_.forward(compute_, model_, count, x_.data() + begin * model_.config.hidden, logits);
 }
 
 Status Session::append(std::span<const TokenId> tokens, float* last_logits) {
-  TRIMPOT_TRY_VOID(check(tokens));
+  TRIMPOT_TRY_VOID(decoder_.check(sequence_, tokens));
   while (!tokens.empty()) {
-    const std::size_t rows = std::min<std::size_t>(tokens.size(), kRows);
-    forward(tokens.first(rows));
+    const std::size_t rows = std::min(tokens.size(), kRows);
+    const Turn turn{&sequence_, tokens.first(rows),
+                    rows == tokens.size() && last_logits != nullptr};
+    TRIMPOT_TRY_VOID(decoder_.step({&turn, 1}, last_logits));
     tokens = tokens.subspan(rows);
-    if (tokens.empty() && last_logits != nullptr)
-      head_.forward(compute_, model_, 1,
-                    x_.data() + static_cast<std::int64_t>(rows - 1) * model_.config.hidden,
-                    last_logits);
   }
   return {};
 }
@@ -54,24 +75,25 @@ Status Session::append(std::span<const TokenId> tokens, float* last_logits) {
 Status Session::append_all(
     std::span<const TokenId> tokens, std::int64_t first_row,
     const std::function<void(std::int64_t row, const float* logits)>& visit) {
-  TRIMPOT_TRY_VOID(check(tokens));
+  TRIMPOT_TRY_VOID(decoder_.check(sequence_, tokens));
   const std::int64_t vocabulary = model_.config.vocabulary;
   constexpr std::int64_t kLogitRows = 48;  // 9 MB of logits for 49,152 tokens
   std::int64_t done = 0;
   while (!tokens.empty()) {
-    const auto rows = static_cast<std::int64_t>(std::min<std::size_t>(tokens.size(), kRows));
-    forward(tokens.first(static_cast<std::size_t>(rows)));
-    tokens = tokens.subspan(static_cast<std::size_t>(rows));
-    logits_.reserve(kLogitRows * vocabulary);
-    for (std::int64_t row = std::max<std::int64_t>(0, first_row - done); row < rows;
+    const std::size_t rows = std::min(tokens.size(), kRows);
+    const Turn turn{&sequence_, tokens.first(rows), false};
+    TRIMPOT_TRY_VOID(decoder_.step({&turn, 1}, nullptr));
+    tokens = tokens.subspan(rows);
+    logits_.reserve(static_cast<std::size_t>(kLogitRows * vocabulary));
+    const auto end = static_cast<std::int64_t>(rows);
+    for (std::int64_t row = std::max<std::int64_t>(0, first_row - done); row < end;
          row += kLogitRows) {
-      const std::int64_t count = std::min(kLogitRows, rows - row);
-      head_.forward(compute_, model_, count, x_.data() + row * model_.config.hidden,
-                    logits_.data());
+      const std::int64_t count = std::min(kLogitRows, end - row);
+      decoder_.logits_of(row, count, logits_.data());
       for (std::int64_t i = 0; i < count; ++i)
         visit(done + row + i, logits_.data() + i * vocabulary);
     }
-    done += rows;
+    done += end;
   }
   return {};
 }

@@ -1,4 +1,4 @@
-// One sequence being read and continued: a key/value cache and the buffers of the forward pass.
+// Sequences that are read and continued: their keys and values, and the forward pass over them.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,66 @@
 
 namespace trimpot {
 
-class Session {
+// The keys and values of one sequence, in all layers.
+class Sequence {
  public:
-  // `context`: the most tokens this sequence may have.
-  Session(Compute& compute, const Model& model, std::int64_t context);
-
+  // `context`: the most tokens it may have.
+  Sequence(const Compute& compute, const Model& model, std::int64_t context);
   std::int64_t length() const { return length_; }
   std::int64_t context() const { return context_; }
+  // Forgets everything from position `length` on.
+  void truncate(std::int64_t length) { length_ = length < length_ ? length : length_; }
+
+ private:
+  friend class Decoder;
+  std::int64_t context_;
+  std::int64_t length_ = 0;
+  std::vector<KeyValues> caches_;  // one per layer
+};
+
+// What one sequence does in a step: it is continued by these tokens, at least one.
+struct Turn {
+  Sequence* sequence = nullptr;
+  std::span<const TokenId> tokens;
+  bool wants_logits = true;  // after the last token
+};
+
+// Computes several sequences together, sharing each pass over the weights. What a sequence gets
+// does not depend on the others, nor on how its tokens are split into steps, bit for bit.
+class Decoder {
+ public:
+  Decoder(Compute& compute, const Model& model) : compute_(compute), model_(model) {}
+
+  // Continues all sequences, each of which appears once. `logits` gets [turns that want them,
+  // vocabulary]; it may be null if none does. Buffers grow with the number of tokens of a step.
+  // Errors: no room left in a context, a token outside the vocabulary; then nothing has changed.
+  Status step(std::span<const Turn> turns, float* logits);
+
+  // Logits of rows [begin, begin + count) of the last step's tokens, [count, vocabulary].
+  void logits_of(std::int64_t begin, std::int64_t count, float* logits);
+
+  // The errors of step(), for tokens that may take several steps.
+  Status check(const Sequence& sequence, std::span<const TokenId> tokens) const;
+
+ private:
+  Compute& compute_;
+  const Model& model_;
+  std::vector<TokenId> tokens_;
+  RopeTable rope_;
+  LayerActivations activations_;
+  AlignedBuffer<float> x_;     // [rows, hidden] after the last layer
+  AlignedBuffer<float> last_;  // the rows whose logits are wanted
+  Head head_;
+};
+
+// One sequence.
+class Session {
+ public:
+  Session(Compute& compute, const Model& model, std::int64_t context)
+      : model_(model), sequence_(compute, model, context), decoder_(compute, model) {}
+
+  std::int64_t length() const { return sequence_.length(); }
+  std::int64_t context() const { return sequence_.context(); }
 
   // Appends tokens and writes the logits after the last one, [vocabulary] (null: not wanted).
   // Errors: no room left in the context, a token outside the vocabulary.
@@ -25,25 +78,14 @@ class Session {
   // Appends tokens and calls `visit` with the logits of each row [first_row, tokens.size()).
   Status append_all(std::span<const TokenId> tokens, std::int64_t first_row,
                     const std::function<void(std::int64_t row, const float* logits)>& visit);
-  // Forgets everything from position `length` on.
-  void truncate(std::int64_t length) { length_ = length < length_ ? length : length_; }
+  void truncate(std::int64_t length) { sequence_.truncate(length); }
 
  private:
-  Status check(std::span<const TokenId> tokens) const;
-  // The hidden states after the last layer of up to kRows tokens, in x_.
-  void forward(std::span<const TokenId> tokens);
-
-  static constexpr std::int64_t kRows = 512;
-  Compute& compute_;
+  static constexpr std::size_t kRows = 512;
   const Model& model_;
-  std::int64_t context_;
-  std::int64_t length_ = 0;
-  std::vector<KeyValues> caches_;  // one per layer
-  RopeTable rope_;
-  LayerActivations activations_;
-  AlignedBuffer<float> x_;
+  Sequence sequence_;
+  Decoder decoder_;
   AlignedBuffer<float> logits_;
-  Head head_;
 };
 
 }  // namespace trimpot

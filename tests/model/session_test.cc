@@ -88,6 +88,50 @@ TEST_P(SessionBits, AnyPiecesAndAnyThreads) {
   EXPECT_TRUE(same_bits(read(3, {1, 15, 16, 1, 17, 20}), whole));
 }
 
+// Sequences of different lengths that join and leave: each gets what it gets alone. Catches sums
+// that depend on the number of rows, and keys of one sequence seen by another.
+TEST_P(SessionBits, OtherSequencesMakeNoDifference) {
+  Compute compute(*GetParam().kernels, GetParam().precision, 2);
+  const std::span<const TokenId> tokens = tokens_;
+  constexpr std::size_t kSequences = 9;
+  const auto own_tokens = [&](std::size_t i) { return tokens.subspan(3 * i, 20 + 2 * i); };
+  Decoder decoder(compute, *model_);
+  std::vector<Sequence> sequences;
+  for (std::size_t i = 0; i < kSequences; ++i) sequences.emplace_back(compute, *model_, 40);
+  std::vector<Logits> together(kSequences), alone(kSequences);
+  for (int step = 0; step < 8; ++step) {
+    std::vector<Turn> turns;
+    std::vector<std::size_t> wanting;
+    for (std::size_t i = 0; i < kSequences; ++i) {
+      if (step < static_cast<int>(i) % 3) continue;  // not there yet
+      const std::int64_t done = sequences[i].length();
+      const std::size_t count = done == 0 ? 1 + 5 * (i % 4) : 1;
+      const bool wants = (i + static_cast<std::size_t>(step)) % 4 != 0;
+      turns.push_back(
+          {&sequences[i], own_tokens(i).subspan(static_cast<std::size_t>(done), count), wants});
+      if (wants) wanting.push_back(i);
+    }
+    Logits logits(wanting.size() * 45);
+    ASSERT_TRUE(decoder.step(turns, logits.data()));
+    for (std::size_t k = 0; k < wanting.size(); ++k)
+      together[wanting[k]].insert(together[wanting[k]].end(), logits.begin() + k * 45,
+                                  logits.begin() + (k + 1) * 45);
+  }
+  for (std::size_t i = 0; i < kSequences; ++i) {
+    Session session(compute, *model_, 40);
+    for (int step = 0; step < 8; ++step) {
+      if (step < static_cast<int>(i) % 3) continue;
+      const auto done = static_cast<std::size_t>(session.length());
+      Logits logits(45);
+      ASSERT_TRUE(session.append(own_tokens(i).subspan(done, done == 0 ? 1 + 5 * (i % 4) : 1),
+                                 logits.data()));
+      if ((i + static_cast<std::size_t>(step)) % 4 != 0)
+        alone[i].insert(alone[i].end(), logits.begin(), logits.end());
+    }
+    EXPECT_TRUE(same_bits(together[i], alone[i])) << "sequence " << i;
+  }
+}
+
 TEST_P(SessionBits, Truncate) {
   Compute compute(*GetParam().kernels, GetParam().precision, 2);
   Session session(compute, *model_, 80);
@@ -174,6 +218,16 @@ TEST_F(SessionUse, LongTexts) {
   whole.truncate(0);
   ASSERT_TRUE(whole.append(tokens, last.data()));
   EXPECT_TRUE(same_bits(std::span<const float>(last), std::span<const float>(a).last(45)));
+}
+
+TEST_F(SessionUse, AStepWithABadTurnChangesNothing) {
+  Decoder decoder(compute_, *model_);
+  Sequence good(compute_, *model_, 10), full(compute_, *model_, 2);
+  const std::vector<TokenId> three(3, 1);
+  const Turn turns[]{{&good, three, false}, {&full, three, false}};
+  ASSERT_FALSE(decoder.step(turns, nullptr));
+  EXPECT_EQ(good.length(), 0);
+  EXPECT_EQ(full.length(), 0);
 }
 
 TEST_F(SessionUse, Errors) {

@@ -4,6 +4,7 @@
 #include "kernels/impl/codes.h"
 #include "kernels/impl/elementwise.h"
 #include "kernels/impl/int8.h"
+#include "kernels/impl/limits.h"
 #include "kernels/impl/multiply.h"
 #include "kernels/kernels.h"
 
@@ -39,6 +40,10 @@ constexpr Kernels make_kernels() {
   k.dot = dot<S>;
   k.widen_f16 = widen_f16<S>;
   k.narrow_f16 = narrow_f16<S>;
+  k.peak_f32 = peak_f32<S>;
+  k.peak_int8 = peak_int8<S>;
+  if constexpr (S::kBf16Dot) k.peak_bf16 = peak_bf16<S>;
+  k.read_memory = read_memory<S>;
   return k;
 }
 

@@ -1,0 +1,71 @@
+// Loops that do nothing but what a core is limited by: the yardstick of `trimpot bench`.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+
+namespace trimpot::impl {
+
+// Sums that do not wait for each other hide the latency of every instruction used here (4 to 5
+// cycles, 2 a cycle): 12 vectors, where they fit the registers. A round is 12 vectors anyway.
+template <class S>
+inline constexpr int kChains = S::kPairsOfCodes ? 12 : 6;
+
+template <class S>
+float peak_f32(std::int64_t rounds, float start) {
+  typename S::F sum[kChains<S>];
+  for (int i = 0; i < kChains<S>; ++i) sum[i] = S::set(start + static_cast<float>(i));
+  const auto factor = S::set(start * 0.5f), term = S::set(start);
+  for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round)
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::fma(sum[i], factor, term);
+  auto total = sum[0];
+  for (int i = 1; i < kChains<S>; ++i) total = S::add(total, sum[i]);
+  return S::sum(total);
+}
+
+template <class S>
+float peak_int8(std::int64_t rounds, float start) {
+  std::int8_t codes[64];
+  for (int i = 0; i < 64; ++i) codes[i] = static_cast<std::int8_t>(start) + static_cast<int>(i % 8);
+  const auto weights = S::load_bytes(reinterpret_cast<const std::uint8_t*>(codes));
+  const auto four = S::broadcast4(codes);
+  typename S::I sum[kChains<S>];
+  for (int i = 0; i < kChains<S>; ++i) sum[i] = S::zero_int();
+  for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round)
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::template dot<4>(sum[i], weights, four);
+  auto total = S::to_float(sum[0]);
+  for (int i = 1; i < kChains<S>; ++i) total = S::add(total, S::to_float(sum[i]));
+  return S::sum(total);
+}
+
+template <class S>
+float peak_bf16(std::int64_t rounds, float start) {
+  bf16 pairs[32];
+  for (int i = 0; i < 32; ++i) pairs[i] = f32_to_bf16(start);
+  typename S::F sum[kChains<S>];
+  for (int i = 0; i < kChains<S>; ++i) sum[i] = S::set(start + static_cast<float>(i));
+  for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round)
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::bf16_dot(sum[i], pairs, pairs);
+  auto total = sum[0];
+  for (int i = 1; i < kChains<S>; ++i) total = S::add(total, sum[i]);
+  return S::sum(total);
+}
+
+template <class S>
+float read_memory(const std::uint8_t* data, std::int64_t bytes) {
+  auto a = S::load_bytes(data), b = a, c = a, d = a;
+  for (std::int64_t at = 0; at < bytes; at += 256) {
+    a = S::bit_or(a, S::load_bytes(data + at));
+    b = S::bit_or(b, S::load_bytes(data + at + 64));
+    c = S::bit_or(c, S::load_bytes(data + at + 128));
+    d = S::bit_or(d, S::load_bytes(data + at + 192));
+  }
+  const auto all = S::bit_or(S::bit_or(a, b), S::bit_or(c, d));
+  return S::sum(S::to_float(S::template dot<4>(S::zero_int(), all, all)));
+}
+
+}  // namespace trimpot::impl

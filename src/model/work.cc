@@ -1,0 +1,97 @@
+#include "model/work.h"
+
+namespace trimpot {
+namespace {
+
+double size_of(const Matrix& matrix) {
+  return static_cast<double>(matrix.rows()) * static_cast<double>(matrix.columns());
+}
+
+// A product with `tokens` rows: codes in int8 on the default path, all else in f32.
+void add_product(const Compute& compute, const Matrix& matrix, double tokens, Work& work) {
+  const bool int8 = compute.precision == Precision::kDefault && matrix.quantized();
+  (int8 ? work.int8_macs : work.f32_macs) += size_of(matrix) * tokens;
+}
+
+void add_input_gradient(const Compute& compute, const Matrix& matrix, double tokens, Work& work) {
+  (uses_bf16(compute) ? work.bf16_macs : work.f32_macs) += size_of(matrix) * tokens;
+}
+
+void add_forward(const Compute& compute, const Linear& linear, double tokens, Work& work) {
+  add_product(compute, linear.weight, tokens, work);
+  work.f32_macs += size_of(linear.weak) * tokens;
+  if (linear.low_rank)
+    work.f32_macs += (size_of(linear.low_rank->a) + size_of(linear.low_rank->b)) * tokens;
+}
+
+void add_backward(const Compute& compute, const Linear& linear, const LinearSink& sink,
+                  double tokens, Work& work) {
+  add_input_gradient(compute, linear.weight, tokens, work);
+  add_input_gradient(compute, linear.weak, tokens, work);
+  if (sink.scales) add_product(compute, linear.weight, tokens, work);
+  if (sink.weak != nullptr) work.f32_macs += size_of(linear.weak) * tokens;
+  if (sink.weight != nullptr) work.f32_macs += size_of(linear.weight) * tokens;
+  if (!linear.low_rank) return;
+  const Matrix &a = linear.low_rank->a, &b = linear.low_rank->b;
+  add_input_gradient(compute, b, tokens, work);
+  add_input_gradient(compute, a, tokens, work);
+  if (sink.low_rank_a != nullptr) work.f32_macs += size_of(a) * tokens;
+  if (sink.low_rank_b != nullptr) work.f32_macs += (size_of(a) + size_of(b)) * tokens;
+}
+
+// Scores and their products with the values for queries [first, first + tokens), each of which sees
+// the keys up to itself.
+double attention_macs(const ModelConfig& config, double first, double tokens) {
+  const double keys = tokens * first + tokens * (tokens + 1) / 2;
+  return 2.0 * keys * static_cast<double>(config.attention.q_width() * config.layers);
+}
+
+Work passes(const Compute& compute, const Model& model, double first, double tokens) {
+  Work work;
+  for (std::size_t index = 0; index < model.linear_count(); ++index)
+    add_forward(compute, model.linear(index), tokens, work);
+  work.f32_macs += attention_macs(model.config, first, tokens);
+  const double key_bytes = compute.precision == Precision::kF32 ? 4.0 : 2.0;
+  work.bytes = static_cast<double>(model.weight_bytes()) +
+               2.0 * first * key_bytes *
+                   static_cast<double>(model.config.attention.kv_width() * model.config.layers);
+  // Of an embedding that is not the head too, a row is read.
+  if (model.head.rows() > 0) work.bytes -= static_cast<double>(model.embedding.bytes());
+  return work;
+}
+
+}  // namespace
+
+Work decode_work(const Compute& compute, const Model& model, std::int64_t position,
+                 std::int64_t sequences) {
+  const auto count = static_cast<double>(sequences);
+  Work work = passes(compute, model, static_cast<double>(position), 1.0);
+  add_product(compute, model.head_matrix(), 1.0, work);
+  const double weights = passes(compute, model, 0.0, 1.0).bytes;
+  return {weights + count * (work.bytes - weights), count * work.int8_macs, count * work.bf16_macs,
+          count * work.f32_macs};
+}
+
+Work prefill_work(const Compute& compute, const Model& model, std::int64_t tokens) {
+  Work work = passes(compute, model, 0.0, static_cast<double>(tokens));
+  add_product(compute, model.head_matrix(), 1.0, work);
+  return work;
+}
+
+Work tuning_work(const Compute& compute, const Model& model, std::int64_t tokens,
+                 const GradientSink* sink) {
+  const auto rows = static_cast<double>(tokens);
+  Work work = passes(compute, model, 0.0, rows);
+  add_product(compute, model.head_matrix(), rows, work);
+  if (sink == nullptr) return work;
+  for (std::size_t index = 0; index < model.linear_count(); ++index) {
+    if (index % kLinearKinds.size() != kDown) add_forward(compute, model.linear(index), rows, work);
+    add_backward(compute, model.linear(index), sink->of(index), rows, work);
+  }
+  add_input_gradient(compute, model.head_matrix(), rows, work);
+  // Forward again, and the gradients of q, k, v and of the scores, with the scores once more.
+  work.f32_macs += (2.0 + 5.0) / 2.0 * attention_macs(model.config, 0.0, rows);
+  return work;
+}
+
+}  // namespace trimpot

@@ -1,0 +1,76 @@
+// Work of passes against counts by hand.
+#include "model/work.h"
+
+#include <gtest/gtest.h>
+
+#include "io/test_files.h"
+#include "support/compare.h"
+#include "support/toy_model.h"
+
+namespace trimpot {
+namespace {
+
+class WorkTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ToyOptions options;
+    options.linear_types = ToyOptions::all_linears(ElementType::kQ4_0);
+    options.embedding = ElementType::kQ8_0;
+    auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
+    ASSERT_TRUE(toy) << toy.error().message;
+    model_ = std::move(toy->model);
+    const ModelConfig& c = model_->config;
+    const auto h = static_cast<double>(c.hidden), f = static_cast<double>(c.feed_forward);
+    const auto q = static_cast<double>(c.attention.q_width());
+    const auto kv = static_cast<double>(c.attention.kv_width());
+    layers_ = static_cast<double>(c.layers);
+    down_ = layers_ * h * f;
+    linears_ = layers_ * (h * q + 2 * h * kv + q * h + 2 * h * f) + down_;
+    head_ = static_cast<double>(c.vocabulary) * h;
+    q_ = q;
+    kv_ = kv;
+  }
+  TempFolder folder_;
+  std::unique_ptr<Model> model_;
+  double layers_, down_, linears_, head_, q_, kv_;
+  Compute compute_{*usable_kernels().front(), Precision::kDefault, 1};
+  Compute f32_{*usable_kernels().front(), Precision::kF32, 1};
+};
+
+TEST_F(WorkTest, Decode) {
+  const Work one = decode_work(compute_, *model_, 10, 1),
+             three = decode_work(compute_, *model_, 10, 3);
+  EXPECT_EQ(one.int8_macs, linears_ + head_);
+  EXPECT_EQ(one.f32_macs, layers_ * 2 * 11 * q_);  // 10 keys and its own
+  EXPECT_EQ(one.bf16_macs, 0);
+  const double keys = 10 * layers_ * 2 * kv_ * 2;  // f16
+  EXPECT_EQ(one.bytes, static_cast<double>(model_->weight_bytes()) + keys);
+  EXPECT_EQ(three.int8_macs, 3 * one.int8_macs);
+  EXPECT_EQ(three.bytes, one.bytes + 2 * keys);
+  EXPECT_EQ(decode_work(f32_, *model_, 10, 1).f32_macs, one.int8_macs + one.f32_macs);
+}
+
+TEST_F(WorkTest, Prefill) {
+  const Work work = prefill_work(compute_, *model_, 8);
+  EXPECT_EQ(work.int8_macs, 8 * linears_ + head_);
+  EXPECT_EQ(work.f32_macs, layers_ * 2 * 36 * q_);
+}
+
+TEST_F(WorkTest, Tuning) {
+  const Work forward = tuning_work(compute_, *model_, 8, nullptr);
+  EXPECT_EQ(forward.int8_macs, 8 * (linears_ + head_));
+  GradientSink sink;
+  const Work plain = tuning_work(compute_, *model_, 8, &sink);
+  EXPECT_EQ(plain.int8_macs, 8 * (2 * linears_ - down_ + head_));
+  const double gradients =
+      uses_bf16(compute_) ? plain.bf16_macs : plain.f32_macs - 7 * layers_ * 36 * q_;
+  EXPECT_NEAR(gradients, 8 * (linears_ + head_) + (uses_bf16(compute_) ? 0 : 2 * layers_ * 36 * q_),
+              1);
+  sink.linears.resize(model_->linear_count());
+  for (LinearSink& linear : sink.linears)
+    linear.scales = [](std::int64_t, std::int64_t, const float*, const float*) {};
+  EXPECT_EQ(tuning_work(compute_, *model_, 8, &sink).int8_macs, plain.int8_macs + 8 * linears_);
+}
+
+}  // namespace
+}  // namespace trimpot
