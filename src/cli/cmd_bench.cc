@@ -31,6 +31,7 @@ struct BenchOptions {
   std::int64_t rank = 0, weak_columns = 0;  // 0: as the method and the file have it
   std::vector<std::string> target_modules;
   int decode_tokens = 128;
+  int depth = 0;
   int sequences = 8;
   int prompt_tokens = 512;
   int max_seq_length = 512;
@@ -135,18 +136,23 @@ Status report(const BenchOptions& options, Engine& engine, const char* what, std
 
 Status bench_decode(const BenchOptions& options) {
   TRIMPOT_TRY(const auto engine, load_engine(options.model));
-  TRIMPOT_TRY_VOID(check_length(*engine->model, options.decode_tokens));
-  const auto tokens = random_tokens(*engine->model, options.decode_tokens);
+  const int context = options.depth + options.decode_tokens;
+  TRIMPOT_TRY_VOID(check_length(*engine->model, context));
+  const auto tokens = random_tokens(*engine->model, context);
   std::vector<float> logits(static_cast<std::size_t>(engine->model->config.vocabulary));
-  Session session(engine->compute, *engine->model, options.decode_tokens);
+  Session session(engine->compute, *engine->model, context);
+  const auto [before, measured] =
+      std::pair(std::span(tokens).first(static_cast<std::size_t>(options.depth)),
+                std::span(tokens).subspan(static_cast<std::size_t>(options.depth)));
+  TRIMPOT_TRY_VOID(session.append(before, nullptr));
   TRIMPOT_TRY(const Timing timing, measure([&]() -> Status {
-                session.truncate(0);
-                for (const TokenId& token : tokens)
+                session.truncate(options.depth);
+                for (const TokenId& token : measured)
                   TRIMPOT_TRY_VOID(session.append({&token, 1}, logits.data()));
                 return {};
               }));
   Work work;
-  for (std::int64_t position = 0; position < options.decode_tokens; ++position)
+  for (std::int64_t position = options.depth; position < context; ++position)
     work += decode_work(engine->compute, *engine->model, position, 1);
   return report(options, *engine, "decode", options.decode_tokens, work, timing);
 }
@@ -394,9 +400,12 @@ void add_bench(CLI::App& app, Action& action) {
   roof->add_flag("--json", options->json, "one JSON object instead of text");
   roof->footer("Examples:\n  trimpot bench roof\n  trimpot bench roof -m model.gguf --json");
   roof->callback([options, &action] { action = [options] { return bench_roof(*options); }; });
-  add("decode", "Generation, token by token", bench_decode)
-      ->add_option("-n,--n-predict", options->decode_tokens, "tokens of a round")
+  CLI::App* decode = add("decode", "Generation, token by token", bench_decode);
+  decode->add_option("-n,--n-predict", options->decode_tokens, "tokens of a round")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  decode->add_option("-d,--n-depth", options->depth, "tokens that are there already")
+      ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   CLI::App* batch = add("batch", "Generation of several sequences together", bench_batch);
   batch->add_option("-n,--n-predict", options->decode_tokens, "tokens of each sequence in a round")

@@ -11,6 +11,8 @@ constexpr std::int64_t kKeyLanes = 16;
 constexpr std::int64_t kForwardRows = 16;  // queries of one head that are scored together
 constexpr std::int64_t kBackwardRows = 64;
 
+std::int64_t storage_bytes(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }
+
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
 // One block of queries of one head.
@@ -30,15 +32,18 @@ std::vector<Block> query_blocks(std::span<const Segment> segments, std::int64_t 
 
 }  // namespace
 
-void KeyValues::allocate(const Compute& compute, const AttentionShape& shape,
-                         std::int64_t capacity) {
+void KeyValues::allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity,
+                         Arena* arena) {
   const std::int64_t rounded = round_up(capacity, kKeyLanes);
   if (rounded <= capacity_) return;
   capacity_ = rounded;
   storage_ = compute.precision == Precision::kF32 ? Storage::kF32 : Storage::kF16;
-  const std::int64_t bytes = storage_ == Storage::kF32 ? 4 : 2;
+  const std::int64_t bytes = storage_bytes(storage_);
   keys_.resize(capacity_ * shape.kv_width() * bytes);
   values_.resize(capacity_ * shape.kv_width() * bytes);
+  if (arena == nullptr) return;
+  keys_.move_to(*arena);
+  values_.move_to(*arena);
 }
 
 void KeyValues::store(Compute& compute, const AttentionShape& shape, std::int64_t position,
@@ -59,62 +64,150 @@ void KeyValues::store(Compute& compute, const AttentionShape& shape, std::int64_
       if (storage_ == Storage::kF32) {
         auto* keys = reinterpret_cast<float*>(keys_.data());
         for (std::int64_t c = 0; c < width; ++c) keys[key_index(c)] = k_row[c];
-        std::memcpy(reinterpret_cast<float*>(values_.data()) + at * width, v_row, width * 4);
+        auto* values = reinterpret_cast<float*>(values_.data());
+        for (std::int64_t head = 0; head < shape.kv_heads; ++head)
+          std::copy_n(v_row + head * dim, dim, values + (head * capacity_ + at) * dim);
         continue;
       }
       auto* keys = reinterpret_cast<f16*>(keys_.data());
       compute.kernels.narrow_f16(k_row, width, half);
       for (std::int64_t c = 0; c < width; ++c) keys[key_index(c)] = half[c];
       compute.kernels.widen_f16(half, width, k_row);
-      f16* values = reinterpret_cast<f16*>(values_.data()) + at * width;
-      compute.kernels.narrow_f16(v_row, width, values);
-      compute.kernels.widen_f16(values, width, v_row);
+      auto* values = reinterpret_cast<f16*>(values_.data());
+      compute.kernels.narrow_f16(v_row, width, half);
+      for (std::int64_t head = 0; head < shape.kv_heads; ++head)
+        std::copy_n(half + head * dim, dim, values + (head * capacity_ + at) * dim);
+      compute.kernels.widen_f16(half, width, v_row);
     }
   });
 }
 
 Panels KeyValues::key_panels(const AttentionShape& shape, std::int64_t kv_head) const {
-  const std::int64_t bytes = storage_ == Storage::kF32 ? 4 : 2;
+  const std::int64_t bytes = storage_bytes(storage_);
   return {keys_.data() + kv_head * capacity_ * shape.head_dim * bytes, storage_,
           shape.head_dim * kKeyLanes, kKeyLanes};
 }
 
 Panels KeyValues::value_panels(const AttentionShape& shape, std::int64_t kv_head) const {
-  const std::int64_t bytes = storage_ == Storage::kF32 ? 4 : 2;
-  return {values_.data() + kv_head * shape.head_dim * bytes, storage_, kKeyLanes, shape.kv_width()};
+  const std::int64_t bytes = storage_bytes(storage_);
+  return {values_.data() + kv_head * capacity_ * shape.head_dim * bytes, storage_, kKeyLanes,
+          shape.head_dim};
 }
+
+namespace {
+
+// Queries that are scored together: `count` consecutive ones of one head, or a single one of
+// `heads` heads that share their keys.
+struct Unit {
+  const Segment* segment;
+  std::int64_t first, count;  // rows within the segment
+  std::int64_t head, heads;
+};
+
+// Keys beyond which a single query is split over the threads.
+constexpr std::int64_t kLongContext = 1024;
+
+bool is_long(const Segment& segment) {
+  return segment.count == 1 && segment.position + 1 > kLongContext;
+}
+
+std::vector<Unit> attention_units(const AttentionShape& shape, std::span<const Segment> segments) {
+  std::vector<Unit> units;
+  const std::vector<Block> blocks = query_blocks(segments, kForwardRows);
+  // The last blocks see the most keys: first come, first served, the longest first.
+  for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
+    if (is_long(*block->segment)) continue;
+    const std::int64_t heads = block->segment->count == 1 ? shape.heads_per_kv() : 1;
+    for (std::int64_t head = 0; head < shape.heads; head += heads)
+      units.push_back({block->segment, block->first, block->count, head, heads});
+  }
+  return units;
+}
+
+void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
+            float* out, float* log_sum_exp, int member) {
+  const Segment& segment = *unit.segment;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  const std::int64_t width = shape.q_width(), dim = shape.head_dim;
+  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
+  const std::int64_t keys = segment.position + unit.first + unit.count;
+  const std::int64_t padded = round_up(keys, kKeyLanes);
+  const std::int64_t rows = unit.count * unit.heads, stride = unit.heads > 1 ? dim : width;
+  float* scores = compute.scratch(member, rows * (padded + 1));
+  const std::int64_t row = segment.row + unit.first;
+  compute.kernels.multiply({q + row * width + unit.head * dim, stride, 1},
+                           segment.cache->key_panels(shape, kv_head), rows, padded, dim, scores,
+                           padded, false);
+  float* sums = scores + rows * padded;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
+    float lse;
+    compute.kernels.softmax(scores + i * padded, keys - unit.count + query + 1, padded, scale,
+                            &sums[i], &lse);
+    if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
+  }
+  float* to = out + row * width + unit.head * dim;
+  compute.kernels.multiply({scores, padded, 1}, segment.cache->value_panels(shape, kv_head), rows,
+                           dim, keys, to, stride, false);
+  for (std::int64_t i = 0; i < rows; ++i)
+    compute.kernels.scale(to + i * stride, dim, 1.0f / sums[i], to + i * stride);
+}
+
+// A single query with many keys: scores are split by keys, then the output by channels, all heads
+// that share keys together.
+void attend_long(Compute& compute, const AttentionShape& shape, const Segment& segment,
+                 const float* q, float* out, float* log_sum_exp) {
+  constexpr std::int64_t kKeys = 512, kChannels = 32;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
+  const std::int64_t keys = segment.position + 1, padded = round_up(keys, kKeyLanes);
+  float* scores = compute.shared(Compute::kScores, shape.heads * (padded + 1));
+  float* sums = scores + shape.heads * padded;
+  const float* queries = q + segment.row * shape.q_width();
+  float* to = out + segment.row * shape.q_width();
+  const std::int64_t key_parts = (padded + kKeys - 1) / kKeys;
+  compute.team.for_each(shape.kv_heads * key_parts, 1, [&](std::int64_t unit, std::int64_t, int) {
+    const std::int64_t kv_head = unit / key_parts, first = unit % key_parts * kKeys;
+    Panels panels = segment.cache->key_panels(shape, kv_head);
+    panels.data = static_cast<const std::uint8_t*>(panels.data) +
+                  first / kKeyLanes * panels.tile_stride * storage_bytes(panels.storage);
+    compute.kernels.multiply({queries + kv_head * share * dim, dim, 1}, panels, share,
+                             std::min(kKeys, padded - first), dim,
+                             scores + kv_head * share * padded + first, padded, false);
+  });
+  compute.team.for_each(shape.heads, 1, [&](std::int64_t head, std::int64_t, int) {
+    float lse;
+    compute.kernels.softmax(scores + head * padded, keys, padded, scale, &sums[head], &lse);
+    if (log_sum_exp != nullptr) log_sum_exp[segment.row * shape.heads + head] = lse;
+  });
+  const std::int64_t channel_parts = (dim + kChannels - 1) / kChannels;
+  compute.team.for_each(
+      shape.kv_heads * channel_parts, 1, [&](std::int64_t unit, std::int64_t, int) {
+        const std::int64_t kv_head = unit / channel_parts, first = unit % channel_parts * kChannels;
+        const std::int64_t count = std::min(kChannels, dim - first);
+        Panels panels = segment.cache->value_panels(shape, kv_head);
+        panels.data =
+            static_cast<const std::uint8_t*>(panels.data) + first * storage_bytes(panels.storage);
+        float* part = to + kv_head * share * dim + first;
+        compute.kernels.multiply({scores + kv_head * share * padded, padded, 1}, panels, share,
+                                 count, keys, part, dim, false);
+        for (std::int64_t i = 0; i < share; ++i)
+          compute.kernels.scale(part + i * dim, count, 1.0f / sums[kv_head * share + i],
+                                part + i * dim);
+      });
+}
+
+}  // namespace
 
 void attention(Compute& compute, const AttentionShape& shape, std::span<const Segment> segments,
                const float* q, float* out, float* log_sum_exp) {
-  const std::vector<Block> blocks = query_blocks(segments, kForwardRows);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-  const std::int64_t width = shape.q_width(), dim = shape.head_dim;
-  const auto units = static_cast<std::int64_t>(blocks.size()) * shape.heads;
-  compute.team.for_each(units, 1, [&](std::int64_t unit, std::int64_t, int member) {
-    // The last blocks see the most keys: first come, first served, the longest first.
-    const Block& block = blocks[blocks.size() - 1 - static_cast<std::size_t>(unit / shape.heads)];
-    const std::int64_t head = unit % shape.heads, kv_head = head / shape.heads_per_kv();
-    const Segment& segment = *block.segment;
-    const std::int64_t keys = segment.position + block.first + block.count;
-    const std::int64_t padded = round_up(keys, kKeyLanes);
-    float* scores = compute.scratch(member, block.count * padded);
-    const std::int64_t row = segment.row + block.first;
-    compute.kernels.multiply({q + row * width + head * dim, width, 1},
-                             segment.cache->key_panels(shape, kv_head), block.count, padded, dim,
-                             scores, padded, false);
-    float sums[kForwardRows];
-    for (std::int64_t i = 0; i < block.count; ++i) {
-      float lse;
-      compute.kernels.softmax(scores + i * padded, keys - block.count + i + 1, padded, scale,
-                              &sums[i], &lse);
-      if (log_sum_exp != nullptr) log_sum_exp[(row + i) * shape.heads + head] = lse;
-    }
-    float* to = out + row * width + head * dim;
-    compute.kernels.multiply({scores, padded, 1}, segment.cache->value_panels(shape, kv_head),
-                             block.count, dim, keys, to, width, false);
-    for (std::int64_t i = 0; i < block.count; ++i)
-      compute.kernels.scale(to + i * width, dim, 1.0f / sums[i], to + i * width);
-  });
+  const std::vector<Unit> units = attention_units(shape, segments);
+  compute.team.for_each(
+      static_cast<std::int64_t>(units.size()), 1, [&](std::int64_t unit, std::int64_t, int member) {
+        attend(compute, shape, units[static_cast<std::size_t>(unit)], q, out, log_sum_exp, member);
+      });
+  for (const Segment& segment : segments)
+    if (is_long(segment)) attend_long(compute, shape, segment, q, out, log_sum_exp);
 }
 
 namespace {

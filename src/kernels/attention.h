@@ -18,12 +18,15 @@ struct AttentionShape {
   std::int64_t heads_per_kv() const { return heads / kv_heads; }
 };
 
-// Keys and values of one layer and one sequence; f16 on the default path, f32 on the f32 path.
-//   keys   [kv_heads][capacity / 16][head_dim][16]   16 keys side by side: lanes of the score
-//   product values [capacity][kv_width]
+// Keys and values of one layer and one sequence; f16 on the default path, f32 on the f32 path. Each
+// head's lie in a row, since a single query waits for memory.
+//   keys   [kv_heads][capacity / 16][head_dim][16]   16 keys side by side: lanes of the scores
+//   values [kv_heads][capacity][head_dim]
 class KeyValues {
  public:
-  void allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity);
+  // With an arena, which must outlive this cache, on huge pages.
+  void allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity,
+                Arena* arena = nullptr);
   std::int64_t capacity() const { return capacity_; }
   std::size_t bytes() const { return (keys_.size() + values_.size()); }
   // Stores k, v [count, kv_width] at positions position .. position + count - 1. On the default

@@ -21,28 +21,33 @@ bool uses_int8(const Compute& compute, const Matrix& weight) {
   return compute.precision == Precision::kDefault && weight.quantized();
 }
 
-// Tiles [2 pair, 2 pair + 2) of a matrix in floats.
-void linear_pair_f32(Compute& compute, const Matrix& weight, const float* x, std::int64_t stride,
-                     std::int64_t tokens, std::int64_t pair, float* y, bool add, int member) {
+// Tiles [2 from, 2 to) of a matrix in floats. Codes are unpacked two tiles at a time.
+void linear_pairs_f32(Compute& compute, const Matrix& weight, const float* x, std::int64_t stride,
+                      std::int64_t tokens, std::int64_t from, std::int64_t to, float* y, bool add,
+                      int member) {
   const MatrixView& w = weight.view();
-  const std::int64_t tile = pair * 2;
-  const std::int64_t count = std::min<std::int64_t>(2, w.tiles - tile);
-  const std::int64_t rows = std::min<std::int64_t>(count * kTileRows, w.rows - tile * kTileRows);
-  Panels panels;
-  if (weight.quantized()) {
-    const std::int64_t size = divide_up(w.columns, kChunkColumns) * kChunkColumns * kTileRows;
-    float* panel = compute.scratch(member, count * size);
-    for (std::int64_t i = 0; i < count; ++i)
-      compute.kernels.unpack_tile(w, tile + i, false, panel + i * size);
-    panels = {panel, Storage::kF32, size, kTileRows};
-  } else {
+  const auto multiply = [&](std::int64_t tile, std::int64_t tile_end, const Panels& panels) {
+    const std::int64_t rows = std::min(tile_end * kTileRows, w.rows) - tile * kTileRows;
+    compute.kernels.multiply({x, stride, 1}, panels, tokens, rows, w.columns, y + tile * kTileRows,
+                             w.rows, add);
+  };
+  const std::int64_t end = std::min(to * 2, w.tiles);
+  if (!weight.quantized()) {
     const std::int64_t bytes = w.storage == Storage::kF32 ? 4 : 2;
     const auto* dense = static_cast<const std::uint8_t*>(w.dense);
-    panels = {dense + tile * w.columns * kTileRows * bytes, w.storage, w.columns * kTileRows,
-              kTileRows};
+    multiply(from * 2, end,
+             {dense + from * 2 * w.columns * kTileRows * bytes, w.storage, w.columns * kTileRows,
+              kTileRows});
+    return;
   }
-  compute.kernels.multiply({x, stride, 1}, panels, tokens, rows, w.columns, y + tile * kTileRows,
-                           w.rows, add);
+  const std::int64_t size = divide_up(w.columns, kChunkColumns) * kChunkColumns * kTileRows;
+  for (std::int64_t tile = from * 2; tile < end; tile += 2) {
+    const std::int64_t tile_end = std::min(tile + 2, end);
+    float* panel = compute.scratch(member, (tile_end - tile) * size);
+    for (std::int64_t i = tile; i < tile_end; ++i)
+      compute.kernels.unpack_tile(w, i, false, panel + (i - tile) * size);
+    multiply(tile, tile_end, {panel, Storage::kF32, size, kTileRows});
+  }
 }
 
 // Tile pairs [from, to) of one layer: codes, then weak columns.
@@ -55,12 +60,11 @@ void linear_pairs(Compute& compute, const LinearView& linear, const LinearInput&
       compute.kernels.linear_int8(w, x.int8, token, std::min(tokens, token + kTokenBlock), from * 2,
                                   std::min(to * 2, w.tiles), y, w.rows, add);
   } else {
-    for (std::int64_t pair = from; pair < to; ++pair)
-      linear_pair_f32(compute, *linear.weight, x.values, x.stride, tokens, pair, y, add, member);
+    linear_pairs_f32(compute, *linear.weight, x.values, x.stride, tokens, from, to, y, add, member);
   }
-  if (linear.weak == nullptr) return;
-  for (std::int64_t pair = from; pair < to; ++pair)
-    linear_pair_f32(compute, *linear.weak, x.weak, x.weak_stride, tokens, pair, y, true, member);
+  if (linear.weak != nullptr)
+    linear_pairs_f32(compute, *linear.weak, x.weak, x.weak_stride, tokens, from, to, y, true,
+                     member);
 }
 
 }  // namespace
@@ -187,8 +191,8 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
 void linear_f32(Compute& compute, const Matrix& weight, const float* x, std::int64_t stride,
                 std::int64_t tokens, float* y, bool add) {
   const std::int64_t pairs = divide_up(weight.view().tiles, 2);
-  compute.team.for_each(pairs, 1, [&](std::int64_t pair, std::int64_t, int member) {
-    linear_pair_f32(compute, weight, x, stride, tokens, pair, y, add, member);
+  compute.team.for_each(pairs, 1, [&](std::int64_t from, std::int64_t to, int member) {
+    linear_pairs_f32(compute, weight, x, stride, tokens, from, to, y, add, member);
   });
 }
 

@@ -47,6 +47,7 @@ class Compute {
     kLowRankInput,
     kLowRankInner,
     kLowRankGradient,
+    kScores,
     kSharedCount
   };
   float* shared(Shared which, std::size_t count) {

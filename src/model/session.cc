@@ -6,7 +6,8 @@ namespace trimpot {
 
 Sequence::Sequence(const Compute& compute, const Model& model, std::int64_t context)
     : context_(context), caches_(model.layers.size()) {
-  for (KeyValues& cache : caches_) cache.allocate(compute, model.config.attention, context);
+  for (KeyValues& cache : caches_)
+    cache.allocate(compute, model.config.attention, context, memory_.get());
 }
 
 Status Decoder::check(const Sequence& sequence, std::span<const TokenId> tokens) const {

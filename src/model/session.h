@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -25,6 +26,7 @@ class Sequence {
   friend class Decoder;
   std::int64_t context_;
   std::int64_t length_ = 0;
+  std::unique_ptr<Arena> memory_ = std::make_unique<Arena>();
   std::vector<KeyValues> caches_;  // one per layer
 };
 

@@ -220,6 +220,32 @@ TEST_F(SessionUse, LongTexts) {
   EXPECT_TRUE(same_bits(std::span<const float>(last), std::span<const float>(a).last(45)));
 }
 
+// Beyond 1024 keys a single query is split over the threads: still the bits of a prompt at once.
+TEST_P(SessionBits, LongContexts) {
+  RandomStream random(3);
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 1060; ++i) tokens.push_back(static_cast<TokenId>(random.below(45)));
+  Compute compute(*GetParam().kernels, GetParam().precision, 2);
+  Session whole(compute, *model_, 1060);
+  Logits want, got;
+  ASSERT_TRUE(whole.append_all(tokens, 1000, [&](std::int64_t, const float* logits) {
+    want.insert(want.end(), logits, logits + 45);
+  }));
+  for (const int threads : {1, 3}) {
+    Compute other(*GetParam().kernels, GetParam().precision, threads);
+    Session session(other, *model_, 1060);
+    const std::span<const TokenId> all = tokens;
+    ASSERT_TRUE(session.append(all.first(1000), nullptr));
+    got.clear();
+    for (std::size_t i = 1000; i < 1060; ++i) {
+      Logits logits(45);
+      ASSERT_TRUE(session.append(all.subspan(i, 1), logits.data()));
+      got.insert(got.end(), logits.begin(), logits.end());
+    }
+    EXPECT_TRUE(same_bits(got, want)) << threads << " threads";
+  }
+}
+
 TEST_F(SessionUse, AStepWithABadTurnChangesNothing) {
   Decoder decoder(compute_, *model_);
   Sequence good(compute_, *model_, 10), full(compute_, *model_, 2);

@@ -28,18 +28,19 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   typename S::F sum[kRows][kTiles];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) sum[r][n] = S::zero();
   const float* a_row[kRows];
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) a_row[r] = a.data + (row + r) * a.row_stride;
   for (std::int64_t k = 0; k < depth; ++k) {
     typename S::F weight[kTiles];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) weight[n] = load_panel<S>(b + n * tile_stride + k * k_stride);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const auto value = S::set(a_row[r][k * a.column_stride]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int n = 0; n < kTiles; ++n) sum[r][n] = S::fma(value, weight[n], sum[r][n]);
     }
   }
@@ -74,6 +75,21 @@ void multiply_rows(const Operand& a, const Stored* b, const Panels& panels, std:
   if (row < rows) block.template operator()<1>();
 }
 
+// Few rows against 4 tiles at once: one row and two tiles are two sums, each waiting 4 cycles for
+// its own last step.
+template <class S, class Stored, int kTiles>
+void multiply_few_rows(const Operand& a, const Stored* b, const Panels& panels, std::int64_t rows,
+                       std::int64_t depth, float* c, std::int64_t c_stride, bool add) {
+  const auto block = [&]<int kRows>() {
+    multiply_block<S, Stored, kRows, kTiles>(a, 0, b, panels.tile_stride, panels.k_stride, depth, c,
+                                             c_stride, 16 * kTiles, add);
+  };
+  if (rows == 4) return block.template operator()<4>();
+  if (rows == 3) return block.template operator()<3>();
+  if (rows == 2) return block.template operator()<2>();
+  block.template operator()<1>();
+}
+
 // The last panel may be shorter than 16 columns in memory: copied to a padded one first, unless the
 // panels are whole tiles anyway (k_stride 16).
 template <class S, class Stored>
@@ -82,6 +98,16 @@ void multiply_stored(const Operand& a, const Panels& panels, std::int64_t rows,
                      bool add) {
   const auto* b = static_cast<const Stored*>(panels.data);
   std::int64_t column = 0;
+  if constexpr (S::kMaxRowsF32 >= 8)
+    if (rows <= 4) {
+      const auto few = [&]<int kTiles>() {
+        for (; column + 16 * kTiles <= columns; column += 16 * kTiles)
+          multiply_few_rows<S, Stored, kTiles>(a, b + column / 16 * panels.tile_stride, panels,
+                                               rows, depth, c + column, c_stride, add);
+      };
+      few.template operator()<4>();
+      few.template operator()<2>();
+    }
   for (; column + 32 <= columns; column += 32)
     multiply_rows<S, Stored, 2>(a, b + column / 16 * panels.tile_stride, panels, rows, 32, depth,
                                 c + column, c_stride, add);
