@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""trimpot and its peers in turns, in one run, on the same file and the same number of tokens: a table with ratios.
+
+usage: run.py TRIMPOT MODEL.gguf [options]
+  --llama DIR         folder with llama.cpp's llama-bench (build_llama_cpp.sh)
+  --ik DIR            folder with ik_llama.cpp's llama-bench (build_ik_llama_cpp.sh)
+  --peer-file F.gguf  more files for the peers (the same model in another 4-bit format); the fastest one counts too
+  --own-file F.gguf   more files for trimpot's decode (made by trimpot quantize)
+  --hf DIR            the model as a Hugging Face folder: tuning steps of torch + peft (torch_step.py)
+  --tune METHOD=FILE  trimpot's tuning steps, several; default: peqa and peqa-both on MODEL
+  --threads 2  --rounds 5  --compile (torch.compile too: minutes)  --only decode,prefill,tune  -o REPORT.md
+
+A machine that others use changes from minute to minute: each round runs every program once, and ratios are medians over
+rounds of ratios within a round. ik_llama.cpp runs with -rtr 1 (its repacked formats) and without; the better one counts.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+
+def output(command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(f"{' '.join(map(str, command))}\n  {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return done.stdout
+
+
+class Runs:
+    """Named measurements; each gives one number per round, higher is better, or None."""
+
+    def __init__(self):
+        self.programs = []  # (name, ours, function)
+
+    def add(self, name, ours, function):
+        self.programs.append((name, ours, function))
+
+    def measure(self, rounds, progress):
+        results = {name: [] for name, _, _ in self.programs}
+        for index in range(rounds):
+            for name, _, function in self.programs:
+                progress(f"round {index + 1}/{rounds}: {name}")
+                results[name].append(function())
+        return results
+
+
+def trimpot_rate(options, what, model, *extra):
+    def run():
+        text = output([options.trimpot, "bench", what, "-m", model, "-t", options.threads, "--json", *extra])
+        if text is None:
+            return None
+        result = json.loads(text)
+        options.details[(what, str(model), extra)] = result
+        return result["tokens_per_second"]
+
+    return run
+
+
+def llama_rate(options, folder, model, prompt, predict, *extra):
+    def run():
+        command = [Path(folder) / "llama-bench", "-m", model, "-p", prompt, "-n", predict, "-t", options.threads, "-r", 3, "-o", "json", *extra]
+        text = output(command)
+        if text is None:
+            return None
+        return max((row["avg_ts"] for row in json.loads(text[text.index("["):])), default=None)
+
+    return run
+
+
+def torch_rate(options, method, *extra):
+    def run():
+        script = Path(__file__).with_name("torch_step.py")
+        text = output([sys.executable, script, options.hf, method, "--threads", options.threads, *extra])
+        return None if text is None else json.loads(text.strip().splitlines()[-1])["tokens_per_second"]
+
+    return run
+
+
+def generation(options, what):
+    runs = Runs()
+    size = ["-n", "128"] if what == "decode" else ["-p", "512"]
+    counts = (0, 128) if what == "decode" else (512, 0)
+    for model in [options.model, *(options.own_file if what == "decode" else [])]:
+        runs.add(f"trimpot, {model.name}", True, trimpot_rate(options, what, model, *size))
+    for model in [options.model, *options.peer_file]:
+        if options.llama:
+            runs.add(f"llama.cpp, {model.name}", False, llama_rate(options, options.llama, model, *counts))
+        if options.ik:
+            runs.add(f"ik_llama.cpp, {model.name}", False, llama_rate(options, options.ik, model, *counts))
+            runs.add(f"ik_llama.cpp -rtr 1, {model.name}", False, llama_rate(options, options.ik, model, *counts, "-rtr", 1))
+    return runs
+
+
+def tuning(options):
+    runs = Runs()
+    for choice in options.tune or [f"peqa={options.model}", f"peqa-both={options.model}"]:
+        method, _, model = choice.partition("=")
+        runs.add(f"trimpot {method}, {Path(model).name}", True,
+                 trimpot_rate(options, "tune", model, "--method", method, "--max-seq-length", "512"))
+    if options.hf:
+        runs.add("torch + peft, LoRA r=64, bf16", False, torch_rate(options, "lora"))
+        if options.compile:
+            runs.add("the same, compiled", False, torch_rate(options, "lora", "--compile"))
+        runs.add("bitsandbytes QLoRA r=64, bf16, checkpointing", False, torch_rate(options, "qlora", "--checkpointing"))
+    return runs
+
+
+def table(title, runs, results, threads):
+    """Rates, and every program of ours over every peer."""
+    ours = [name for name, own, _ in runs.programs if own]
+    lines = [f"## {title}, {threads} threads", "",
+             "| | tokens/s | least | most |" + "".join(f" {name} is x times |" for name in ours),
+             "|---|---|---|---|" + "---|" * len(ours)]
+    for name, own, _ in runs.programs:
+        rates = [rate for rate in results[name] if rate]
+        if not rates:
+            lines.append(f"| {name} | failed | | |" + " |" * len(ours))
+            continue
+        cells = ""
+        for our in ours:
+            pairs = [a / b for a, b in zip(results[our], results[name]) if a and b]
+            cells += f" {statistics.median(pairs):.2f} |" if pairs and our != name else " |"
+        lines.append(f"| {name} | {statistics.median(rates):.0f} | {min(rates):.0f} | {max(rates):.0f} |{cells}")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trimpot", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--llama", type=Path)
+    parser.add_argument("--ik", type=Path)
+    parser.add_argument("--peer-file", type=Path, action="append", default=[])
+    parser.add_argument("--own-file", type=Path, action="append", default=[])
+    parser.add_argument("--hf", type=Path)
+    parser.add_argument("--tune", action="append", default=[])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--only", default="decode,prefill,tune")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    options.details = {}
+    wanted = options.only.split(",")
+    text = ""
+    for what, title in (("decode", "Decode of 128 tokens"), ("prefill", "Prefill of 512 tokens"), ("tune", "Tuning step of 512 tokens")):
+        if what not in wanted:
+            continue
+        runs = tuning(options) if what == "tune" else generation(options, what)
+        results = runs.measure(options.rounds, lambda line: print(line, file=sys.stderr))
+        text += table(title, runs, results, options.threads) + "\n"
+    roof = [f"{what} {Path(model).name} {' '.join(extra)}: {result['roof_fraction'] * 100:.0f} % of the roof, {result['peak_rss_mb']:.0f} MB"
+            for (what, model, extra), result in options.details.items()]
+    text += "\n".join(roof) + "\n"
+    print(text)
+    if options.output:
+        options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
