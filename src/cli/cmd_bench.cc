@@ -141,13 +141,12 @@ Status bench_decode(const BenchOptions& options) {
   const auto tokens = random_tokens(*engine->model, context);
   std::vector<float> logits(static_cast<std::size_t>(engine->model->config.vocabulary));
   Session session(engine->compute, *engine->model, context);
-  const auto [before, measured] =
-      std::pair(std::span(tokens).first(static_cast<std::size_t>(options.depth)),
-                std::span(tokens).subspan(static_cast<std::size_t>(options.depth)));
-  TRIMPOT_TRY_VOID(session.append(before, nullptr));
+  const std::span<const TokenId> all = tokens;
+  const auto depth = static_cast<std::size_t>(options.depth);
+  TRIMPOT_TRY_VOID(session.append(all.first(depth), nullptr));
   TRIMPOT_TRY(const Timing timing, measure([&]() -> Status {
                 session.truncate(options.depth);
-                for (const TokenId& token : measured)
+                for (const TokenId& token : all.subspan(depth))
                   TRIMPOT_TRY_VOID(session.append({&token, 1}, logits.data()));
                 return {};
               }));
