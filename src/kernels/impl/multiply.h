@@ -21,7 +21,10 @@ template <class S>
   return S::load_bf16(&from->bits);
 }
 
-template <class S, class Stored, int kRows, int kTiles>
+// With few rows the panels are read once, from memory: they are asked for ahead.
+inline constexpr std::int64_t kPanelPrefetchBytes = 8192;
+
+template <class S, class Stored, int kRows, int kTiles, bool kPrefetch = false>
 void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::int64_t tile_stride,
                     std::int64_t k_stride, std::int64_t depth, float* c, std::int64_t c_stride,
                     std::int64_t columns, bool add) {
@@ -36,7 +39,12 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   for (std::int64_t k = 0; k < depth; ++k) {
     typename S::F weight[kTiles];
 #pragma GCC unroll 4
-    for (int n = 0; n < kTiles; ++n) weight[n] = load_panel<S>(b + n * tile_stride + k * k_stride);
+    for (int n = 0; n < kTiles; ++n) {
+      const Stored* from = b + n * tile_stride + k * k_stride;
+      weight[n] = load_panel<S>(from);
+      if constexpr (kPrefetch)
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + kPanelPrefetchBytes);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const auto value = S::set(a_row[r][k * a.column_stride]);
@@ -81,8 +89,8 @@ template <class S, class Stored, int kTiles>
 void multiply_few_rows(const Operand& a, const Stored* b, const Panels& panels, std::int64_t rows,
                        std::int64_t depth, float* c, std::int64_t c_stride, bool add) {
   const auto block = [&]<int kRows>() {
-    multiply_block<S, Stored, kRows, kTiles>(a, 0, b, panels.tile_stride, panels.k_stride, depth, c,
-                                             c_stride, 16 * kTiles, add);
+    multiply_block<S, Stored, kRows, kTiles, true>(a, 0, b, panels.tile_stride, panels.k_stride,
+                                                   depth, c, c_stride, 16 * kTiles, add);
   };
   if (rows == 4) return block.template operator()<4>();
   if (rows == 3) return block.template operator()<3>();
