@@ -47,9 +47,20 @@ struct Linear {
   }
 };
 
+// Scales, zeros and offsets in a matrix's packed order; null: the matrix's own. Only what the
+// matrix has can be replaced.
+struct GroupNumbers {
+  const f16* scales = nullptr;
+  const f16* zeros = nullptr;
+  const f16* offsets = nullptr;
+
+  bool operator==(const GroupNumbers&) const = default;
+};
+
 // What kernels work with: a linear layer, or a plain matrix (the head).
 struct LinearView {
   const Matrix* weight;
+  GroupNumbers groups;  // instead of the weight's own
   const Matrix* weak = nullptr;
   const std::vector<std::int32_t>* weight_columns = nullptr;
   const std::vector<std::int32_t>* weak_columns = nullptr;
@@ -62,6 +73,17 @@ struct LinearView {
         weak_columns(linear.weak_columns.get()),
         low_rank(linear.low_rank.get()) {}
   LinearView(const Matrix& matrix) : weight(&matrix) {}
+
+  // The weight with the groups' numbers that count.
+  MatrixView codes() const;
 };
+
+inline MatrixView LinearView::codes() const {
+  MatrixView view = weight->view();
+  if (groups.scales != nullptr) view.scales = groups.scales;
+  if (groups.zeros != nullptr) view.zeros = groups.zeros;
+  if (groups.offsets != nullptr) view.offsets = groups.offsets;
+  return view;
+}
 
 }  // namespace trimpot

@@ -82,6 +82,18 @@ void KeyValues::store(Compute& compute, const AttentionShape& shape, std::int64_
   });
 }
 
+void KeyValues::copy_prefix(const AttentionShape& shape, const KeyValues& from,
+                            std::int64_t count) {
+  const std::int64_t row = shape.head_dim * storage_bytes(storage_);
+  const std::int64_t keys = round_up(count, kKeyLanes);
+  for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
+    std::memcpy(keys_.data() + head * capacity_ * row,
+                from.keys_.data() + head * from.capacity_ * row, keys * row);
+    std::memcpy(values_.data() + head * capacity_ * row,
+                from.values_.data() + head * from.capacity_ * row, count * row);
+  }
+}
+
 Panels KeyValues::key_panels(const AttentionShape& shape, std::int64_t kv_head) const {
   const std::int64_t bytes = storage_bytes(storage_);
   return {keys_.data() + kv_head * capacity_ * shape.head_dim * bytes, storage_,

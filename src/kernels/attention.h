@@ -33,6 +33,8 @@ class KeyValues {
   // path k and v are rounded to f16 in place: what is stored is what later code sees.
   void store(Compute& compute, const AttentionShape& shape, std::int64_t position,
              std::int64_t count, float* k, float* v);
+  // Positions 0 .. count - 1 of another cache of the same shape and precision.
+  void copy_prefix(const AttentionShape& shape, const KeyValues& from, std::int64_t count);
   Panels key_panels(const AttentionShape& shape, std::int64_t kv_head) const;
   Panels value_panels(const AttentionShape& shape, std::int64_t kv_head) const;
 

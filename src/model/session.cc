@@ -5,9 +5,15 @@
 namespace trimpot {
 
 Sequence::Sequence(const Compute& compute, const Model& model, std::int64_t context)
-    : context_(context), caches_(model.layers.size()) {
+    : shape_(model.config.attention), context_(context), caches_(model.layers.size()) {
   for (KeyValues& cache : caches_)
     cache.allocate(compute, model.config.attention, context, memory_.get());
+}
+
+void Sequence::copy_prefix(const Sequence& from, std::int64_t length) {
+  for (std::size_t layer = 0; layer < caches_.size(); ++layer)
+    caches_[layer].copy_prefix(shape_, from.caches_[layer], length);
+  length_ = length;
 }
 
 Status Decoder::check(const Sequence& sequence, std::span<const TokenId> tokens) const {

@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "model/forward.h"
+#include "model/overlay.h"
 
 namespace trimpot {
 
@@ -21,9 +22,13 @@ class Sequence {
   std::int64_t context() const { return context_; }
   // Forgets everything from position `length` on.
   void truncate(std::int64_t length) { length_ = length < length_ ? length : length_; }
+  // Becomes the first `length` tokens of another sequence of the same model, which has at least as
+  // many; they fit in this one's context.
+  void copy_prefix(const Sequence& from, std::int64_t length);
 
  private:
   friend class Decoder;
+  AttentionShape shape_;
   std::int64_t context_;
   std::int64_t length_ = 0;
   std::unique_ptr<Arena> memory_ = std::make_unique<Arena>();
@@ -34,7 +39,8 @@ class Sequence {
 struct Turn {
   Sequence* sequence = nullptr;
   std::span<const TokenId> tokens;
-  bool wants_logits = true;  // after the last token
+  bool wants_logits = true;          // after the last token
+  const Overlay* overlay = nullptr;  // null: the model as it is
 };
 
 // Computes several sequences together, sharing each pass over the weights. What a sequence gets

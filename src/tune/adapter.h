@@ -23,6 +23,7 @@
 
 #include "base/half.h"
 #include "io/gguf/gguf.h"
+#include "model/overlay.h"
 #include "tune/parameters.h"
 
 namespace trimpot {
@@ -75,6 +76,13 @@ Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, c
 // of one layer. Differences of weak columns may always be added. The error names the adapters and
 // tensors.
 Status check_conflicts(std::span<const Adapter> adapters, bool low_rank_adds);
+
+// What linear layers compute with under these adapters, beside the model as it is (Turn::overlay).
+// The same as apply_adapters(), bit for bit, with the same errors.
+Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& model);
+
+// One adapter read and made an overlay.
+Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, const Model& model);
 
 // Puts adapters into a loaded model, so that it computes what the tuned one did, bit for bit:
 // scales and zero-points as they are; weak columns that the layer has become f16(old + sum of
