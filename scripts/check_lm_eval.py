@@ -108,7 +108,7 @@ def run_lm_eval(args):
     import lm_eval
 
     results = lm_eval.simple_evaluate(model=args.lm, model_args=args.lm_args, tasks=[task_config(args)],
-                                      num_fewshot=args.num_fewshot or None, limit=args.limit, batch_size=args.batch_size,
+                                      num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
                                       bootstrap_iters=0)
     name = "local_" + args.task
     samples = {}

@@ -10,8 +10,8 @@ namespace {
 
 constexpr std::int64_t kRows = 512;              // of a step, about: more are not faster per row
 constexpr std::int64_t kLogitRows = 48;          // 9 MB of logits for 49,152 tokens
-constexpr std::size_t kCacheBytes = 384u << 20;  // keys and values of all sequences
-constexpr std::size_t kPrefixes = 24, kTails = 64;
+constexpr std::size_t kCacheBytes = 256u << 20;  // keys and values of all sequences
+constexpr std::size_t kPrefixes = 12, kTails = 48;
 
 // Row `row` of a run predicts `label`.
 struct Wanted {
