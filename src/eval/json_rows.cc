@@ -19,6 +19,11 @@ Status for_each_row(const std::string& path, std::string_view text,
     JsonRow row;
     row.line = piece->line;
     row.place = fmt::format("{}:{}", path, piece->line);
+    // Real rows have some kilobytes; keys in order cost the square of their number.
+    constexpr std::size_t kMostBytes = 1 << 20;
+    if (piece->text.size() > kMostBytes)
+      return fail("{}: a row of {} bytes; {} at most are expected", row.place, piece->text.size(),
+                  kMostBytes);
     row.object = Json::parse(piece->text, nullptr, false);
     if (row.object.is_discarded())
       return fail("{}: this is no JSON in UTF-8; {} is expected", row.place,

@@ -19,8 +19,8 @@ struct JsonRow {
   std::size_t line = 0;
 };
 
-// JSON Lines, or one array of objects. Errors: no row, broken JSON, text that is not UTF-8, a row
-// that is no object; whatever `visit` returns.
+// JSON Lines, or one array of objects. Errors: no row, a row above 1 MiB, broken JSON, text that
+// is not UTF-8, a row that is no object; whatever `visit` returns.
 Status for_each_row(const std::string& path, std::string_view text,
                     const std::function<Status(const JsonRow&)>& visit);
 
