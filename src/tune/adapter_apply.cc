@@ -94,14 +94,18 @@ Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, cons
   const Matrix& matrix = model.linear(index).weight;
   const ColumnOrder rows = linear_axes(model, index).rows;
   copy(matrix.scales(), out.scales);
-  copy(matrix.zeros(), out.zeros);
+  if (zeros != nullptr) copy(matrix.zeros(), out.zeros);  // else they stay the base's
   copy(matrix.offsets(), out.offsets);
+  // There are millions of groups: the arrays are found once.
+  const std::span<const f16> base_scales = matrix.scales();
+  const std::span<const f16> base_centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
   AlignedBuffer<f16>& centres = matrix.has_zeros() ? out.zeros : out.offsets;
   for (std::int64_t row = 0; row < matrix.rows(); ++row)
     for (std::int64_t group = 0; group < matrix.groups(); ++group) {
       const std::size_t to = matrix.scale_index(row, group);
       const auto at = static_cast<std::size_t>(original(rows, row) * matrix.groups() + group);
-      const GroupValues old = group_values(matrix, to);
+      const GroupValues old{base_scales[to], base_centres.empty() ? f16{0} : base_centres[to],
+                            matrix.has_zeros()};
       const GroupValues now =
           committed_group(old, scales != nullptr ? (*scales)[at] : old.scale,
                           zeros != nullptr ? std::optional<f16>((*zeros)[at]) : std::nullopt);
