@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   trimpot::cli::add_quantize(app, action);
   trimpot::cli::add_run(app, action);
   trimpot::cli::add_chat(app, action);
+  trimpot::cli::add_serve(app, action);
   trimpot::cli::add_tune(app, action);
   trimpot::cli::add_eval(app, action);
   trimpot::cli::add_merge(app, action);
