@@ -66,10 +66,12 @@ inline std::int64_t prefetch_bytes(int tiles, std::int64_t tile_bytes) {
   return tiles == 1 ? 4096 : tiles * tile_bytes;
 }
 
-// kTokens x kTiles outputs: all accumulators stay in registers.
-template <class S, class C, Shift kShift, int kTokens, int kTiles>
+// kTokens x kTiles outputs: all accumulators stay in registers. kMixed: tokens share the codes,
+// each has the groups' numbers at of_token[token].
+template <class S, class C, Shift kShift, bool kMixed, int kTokens, int kTiles>
 void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, std::int64_t tile,
-                  float* y, std::int64_t y_stride, bool add, bool prefetch) {
+                  const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add,
+                  bool prefetch) {
   constexpr std::int64_t kChunkBytes = C::kBits * 64;
   typename S::F sum[kTokens][kTiles];
   for (int t = 0; t < kTokens; ++t)
@@ -111,13 +113,17 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) {
       const std::int64_t at = group + n * tile_scales;
-      auto scale = S::load(w.scales + at);
-      if constexpr (C::kScaled) scale = S::mul(scale, S::set(C::kByteScale));
-      typename S::F shift;
-      if constexpr (kShift == Shift::kZeros) shift = S::sub(S::zero(), S::load(w.zeros + at));
-      if constexpr (kShift == Shift::kOffsets) shift = S::load(w.offsets + at);
+      typename S::F scale, shift;
+      const auto load_numbers = [&](const auto& from) __attribute__((always_inline)) {
+        scale = S::load(from.scales + at);
+        if constexpr (C::kScaled) scale = S::mul(scale, S::set(C::kByteScale));
+        if constexpr (kShift == Shift::kZeros) shift = S::sub(S::zero(), S::load(from.zeros + at));
+        if constexpr (kShift == Shift::kOffsets) shift = S::load(from.offsets + at);
+      };
+      if constexpr (!kMixed) load_numbers(w);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
+        if constexpr (kMixed) load_numbers(of_token[token + t]);
         const std::int64_t block = (token + t) * x.blocks + chunk;
         typename S::I product = dot[t][n];
         if constexpr (kShift == Shift::kConstant)
@@ -150,52 +156,59 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
     }
 }
 
-template <class S, class C, Shift kShift, int kTiles>
+template <class S, class C, Shift kShift, bool kMixed, int kTiles>
 void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, std::int64_t end,
-                  std::int64_t tile, float* y, std::int64_t y_stride, bool add) {
+                  std::int64_t tile, const GroupArrays* of_token, float* y, std::int64_t y_stride,
+                  bool add) {
   std::int64_t token = begin;
   const auto block = [&]<int kTokens>() {
-    linear_block<S, C, kShift, kTokens, kTiles>(w, x, token, tile, y, y_stride, add,
-                                                token == begin);
+    linear_block<S, C, kShift, kMixed, kTokens, kTiles>(w, x, token, tile, of_token, y, y_stride,
+                                                        add, token == begin);
     token += kTokens;
   };
-  constexpr int kMost = S::kMaxRowsI8;
-  if constexpr (kMost > 4) {
+  constexpr int kMost = kMixed && S::kMaxRowsI8 > 4 ? 4 : S::kMaxRowsI8;
+  if constexpr (kMost > 4)
     // 8 tokens are 4 and 4, not 6 and 2: with the prefetch a quarter faster.
     while (end - token >= kMost && end - token != 8) block.template operator()<kMost>();
+  if constexpr (kMost >= 4)
     while (end - token >= 4) block.template operator()<4>();
-  }
   if constexpr (kMost > 1)
     while (end - token >= 2) block.template operator()<2>();
   while (token < end) block.template operator()<1>();
 }
 
-template <class S, class C, Shift kShift>
+template <class S, class C, Shift kShift, bool kMixed>
 void linear_codes(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
-                  std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
-                  std::int64_t y_stride, bool add) {
+                  std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
+                  const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add) {
   std::int64_t tile = tile_begin;
   // Two tiles share each broadcast of activations. A single token waits for memory instead, and
   // reads best what lies in a row.
   if (token_end - token_begin > 1)
     for (; tile + 2 <= tile_end; tile += 2)
-      linear_tiles<S, C, kShift, 2>(w, x, token_begin, token_end, tile, y, y_stride, add);
+      linear_tiles<S, C, kShift, kMixed, 2>(w, x, token_begin, token_end, tile, of_token, y,
+                                            y_stride, add);
   for (; tile < tile_end; ++tile)
-    linear_tiles<S, C, kShift, 1>(w, x, token_begin, token_end, tile, y, y_stride, add);
+    linear_tiles<S, C, kShift, kMixed, 1>(w, x, token_begin, token_end, tile, of_token, y, y_stride,
+                                          add);
 }
 
 template <class S>
 void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
-                 std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
-                 std::int64_t y_stride, bool add) {
-  const auto run = with_codes(w, [&]<class C>() {
+                 std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
+                 const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add) {
+  const auto with_shift = [&]<class C, bool kMixed>() {
     if constexpr (!std::is_same_v<C, Nf4>) {
-      if (w.zeros != nullptr) return linear_codes<S, C, Shift::kZeros>;
-      if (w.offsets != nullptr) return linear_codes<S, C, Shift::kOffsets>;
+      if (w.zeros != nullptr) return linear_codes<S, C, Shift::kZeros, kMixed>;
+      if (w.offsets != nullptr) return linear_codes<S, C, Shift::kOffsets, kMixed>;
     }
-    return linear_codes<S, C, Shift::kConstant>;
+    return linear_codes<S, C, Shift::kConstant, kMixed>;
+  };
+  const auto run = with_codes(w, [&]<class C>() {
+    return of_token != nullptr ? with_shift.template operator()<C, true>()
+                               : with_shift.template operator()<C, false>();
   });
-  run(w, x, token_begin, token_end, tile_begin, tile_end, y, y_stride, add);
+  run(w, x, token_begin, token_end, tile_begin, tile_end, of_token, y, y_stride, add);
 }
 
 // Scale gradients. One chunk of kTiles tiles (8 vectors of codes each) stays in registers while the
