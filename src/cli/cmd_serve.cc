@@ -14,6 +14,7 @@ struct ServeOptions {
   ModelOptions model;
   std::vector<std::string> adapters;  // name=path
   std::string api_key;
+  std::string cache = "f16";
   serve::EngineOptions engine;
   serve::HttpOptions http;
   bool metrics = false;
@@ -53,6 +54,7 @@ Status serve_model(ServeOptions options) {
                            {options.model.model, fingerprint(engine->file)}, *engine->model);
   TRIMPOT_TRY_VOID(load_adapters(options.adapters, adapters));
   options.engine.context = context_of(options, *engine->model);
+  options.engine.cache = cache_type(options.cache);
   watch_interrupts();
   serve::Engine scheduler(engine->compute, *engine->model, *engine->tokenizer, options.engine);
   serve::Api api(scheduler, adapters, *engine->tokenizer, std::move(text),
@@ -108,6 +110,7 @@ void add_serve(CLI::App& app, Action& action) {
   command->add_option("--timeout", options->timeout, "seconds that a request may take")
       ->check(CLI::Range(1, 86400))
       ->capture_default_str();
+  add_cache_option(*command, options->cache);
   command->add_flag("--metrics", options->metrics, "offer /metrics in Prometheus' format");
   command->footer(
       "Examples:\n  trimpot serve -m model.gguf\n"

@@ -15,7 +15,9 @@ constexpr std::int64_t kLeastPromptRows = 64;  // of a step, however many are an
 
 // Sequences of finished requests that fit into the memory for them.
 std::size_t idle_slots(const Compute& compute, const Model& model, const EngineOptions& options) {
-  const std::size_t number = compute.precision == Precision::kF32 ? 4 : 2;
+  const std::size_t number = options.cache == CacheType::kInt8      ? 1
+                             : compute.precision == Precision::kF32 ? 4
+                                                                    : 2;
   const std::size_t bytes = 2 * number * model.layers.size() *
                             static_cast<std::size_t>(model.config.attention.kv_width()) *
                             static_cast<std::size_t>(options.context);
@@ -45,7 +47,7 @@ Engine::Engine(Compute& compute, const Model& model, const Tokenizer& tokenizer,
       tokenizer_(tokenizer),
       options_(options),
       decoder_(compute, model),
-      pool_(compute, model, options.context,
+      pool_(compute, model, options.context, options.cache,
             options.parallel + idle_slots(compute, model, options)),
       thread_([this] { run(); }) {}
 
@@ -297,7 +299,8 @@ void Engine::accept(Running& running) {
   if (running.drawn++ == 0) usage.first_token.add(seconds_since(running.ticket->arrived));
   ++usage.generated_tokens;
   ++running.delta.tokens;
-  if (tokenizer_.is_end_of_generation(running.last)) return finish(running, Finish::kStop);
+  if (tokenizer_.is_end_of_generation(running.last) && !running.job().ignore_end)
+    return finish(running, Finish::kStop);
   if (!tokenizer_.is_control(running.last))
     running.text.add(tokenizer_.token_bytes(running.last), running.delta.text);
   if (running.text.stopped()) return finish(running, Finish::kStop);

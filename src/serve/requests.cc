@@ -31,6 +31,7 @@ void read_common(Fields& fields, GenerationRequest& request, Job& job) {
   else
     job.sampler.seed = std::random_device()();
   job.stop = fields.texts("stop", kMostStops).value_or(std::vector<std::string>{});
+  job.ignore_end = fields.boolean("ignore_eos").value_or(false);
   request.choices = fields.integer("n", 1, kMostChoices).value_or(1);
   request.stream = fields.boolean("stream").value_or(false);
   if (const Json* options = fields.any("stream_options")) {

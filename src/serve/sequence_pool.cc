@@ -16,7 +16,7 @@ std::size_t common_prefix(std::span<const TokenId> a, std::span<const TokenId> b
 Slot* SequencePool::free_slot() {
   if (slots_.size() < most_) {
     try {
-      slots_.push_back(std::make_unique<Slot>(compute_, model_, context_));
+      slots_.push_back(std::make_unique<Slot>(compute_, model_, context_, cache_));
       return slots_.back().get();
     } catch (const std::bad_alloc&) {
       most_ = slots_.size();

@@ -13,8 +13,8 @@
 namespace trimpot::serve {
 
 struct Slot {
-  Slot(const Compute& compute, const Model& model, std::int64_t context)
-      : sequence(compute, model, context) {}
+  Slot(const Compute& compute, const Model& model, std::int64_t context, CacheType cache)
+      : sequence(compute, model, context, cache) {}
   Sequence sequence;
   std::vector<TokenId> tokens;  // what the sequence holds
   std::uint64_t version = 0;    // of the adapter that they went through
@@ -26,8 +26,9 @@ struct Slot {
 class SequencePool {
  public:
   // At most `slots` sequences of `context` tokens each, made when they are first needed.
-  SequencePool(const Compute& compute, const Model& model, std::int64_t context, std::size_t slots)
-      : compute_(compute), model_(model), context_(context), most_(slots) {}
+  SequencePool(const Compute& compute, const Model& model, std::int64_t context, CacheType cache,
+               std::size_t slots)
+      : compute_(compute), model_(model), context_(context), cache_(cache), most_(slots) {}
 
   // A free slot that holds the longest beginning of `prompt` that is found anywhere under the same
   // version, at most `limit` tokens of it: an idle slot of which at least half is wanted is taken
@@ -45,6 +46,7 @@ class SequencePool {
   const Compute& compute_;
   const Model& model_;
   std::int64_t context_;
+  CacheType cache_;
   std::size_t most_;
   std::vector<std::unique_ptr<Slot>> slots_;
   std::uint64_t clock_ = 0;

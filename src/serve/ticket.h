@@ -24,6 +24,7 @@ struct Job {
   std::int64_t max_tokens = 0;
   SamplerOptions sampler;
   std::vector<std::string> stop;
+  bool ignore_end = false;  // goes on after a token that ends a text
   // Log-probabilities: of each generated token and of the `top` likeliest ones (0: only of the
   // token itself); -1: none. With `score_prompt` also of the prompt's tokens.
   int top = -1;
