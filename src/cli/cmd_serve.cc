@@ -72,6 +72,7 @@ Status serve_model(ServeOptions options) {
   while ((!scheduler.idle() || server->open_requests() > 0) &&
          std::chrono::steady_clock::now() < until)
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  scheduler.stop();  // before the server, whose threads wait for answers
   return {};
 }
 

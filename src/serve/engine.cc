@@ -51,13 +51,13 @@ Engine::Engine(Compute& compute, const Model& model, const Tokenizer& tokenizer,
             options.parallel + idle_slots(compute, model, options)),
       thread_([this] { run(); }) {}
 
-Engine::~Engine() {
+void Engine::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = draining_ = true;
   }
   wake_.notify_one();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 Engine::Answer Engine::submit(std::shared_ptr<Ticket> ticket) {

@@ -42,7 +42,7 @@ class Engine {
   // `compute` belongs to the engine from now on. All must outlive it.
   Engine(Compute& compute, const Model& model, const Tokenizer& tokenizer,
          const EngineOptions& options);
-  ~Engine();  // gives up whatever is not done
+  ~Engine() { stop(); }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
@@ -51,6 +51,8 @@ class Engine {
   Answer submit(std::shared_ptr<Ticket> ticket);
   // No new requests; those at hand go on.
   void drain();
+  // Gives up whatever is not done: every ticket gets its end.
+  void stop();
   bool idle() const;
   EngineState state() const;
   const EngineOptions& options() const { return options_; }

@@ -265,16 +265,16 @@ TEST(Engine, AnAdapterInUseCanBeUnloaded) {
 }
 
 TEST(Engine, GoingDownEndsEverything) {
-  auto toy = std::make_unique<ToyServer>();
+  ToyServer toy;
   RandomStream random(12);
   std::vector<Job> jobs;
   for (int i = 0; i < 100; ++i) jobs.push_back(job_of(random_prompt(random, 80), 80));
-  auto ticket = make_ticket(toy->adapters->base(), jobs);
-  ASSERT_EQ(toy->engine->submit(ticket), Engine::Answer::kAccepted);
-  toy->engine->drain();
-  EXPECT_EQ(toy->engine->submit(make_ticket(toy->adapters->base(), {jobs[0]})),
+  auto ticket = make_ticket(toy.adapters->base(), jobs);
+  ASSERT_EQ(toy.engine->submit(ticket), Engine::Answer::kAccepted);
+  toy.engine->drain();
+  EXPECT_EQ(toy.engine->submit(make_ticket(toy.adapters->base(), {jobs[0]})),
             Engine::Answer::kStopping);
-  toy->engine.reset();
+  toy.engine->stop();
   const std::vector<Delta> ends = collect(*ticket);
   EXPECT_EQ(ends.back().finish, Finish::kShutdown);
 }
