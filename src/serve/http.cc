@@ -79,6 +79,8 @@ class HttpServer::Impl : public httplib::Server {
 
 HttpServer::Impl::Impl(Api& api, const HttpOptions& options)
     : api_(api), most_body_(options.most_body) {
+  set_keep_alive_max_count(kRequestsPerConnection);  // what the headers tell
+  set_keep_alive_timeout(kKeepAlive.count());
   new_task_queue = [threads = options.connections] { return new httplib::ThreadPool(threads); };
   // No SO_REUSEPORT, httplib's default: a second server on this port is to fail.
   set_socket_options([](socket_t socket) {

@@ -12,7 +12,8 @@ namespace {
 Json chat_body(const std::string& text, int tokens = 8) {
   return {{"messages", {{{"role", "user"}, {"content", text}}}},
           {"max_tokens", tokens},
-          {"temperature", 0.9},
+          {"temperature", 2.0},
+          {"min_p", 0},
           {"seed", 7}};
 }
 
@@ -165,7 +166,8 @@ TEST(Api, FormsOfPrompts) {
 
 TEST(Api, SeedsAndChoices) {
   ToyServer toy;
-  Json body = {{"prompt", "Hi"}, {"max_tokens", 10}, {"temperature", 1.0}, {"seed", -5}, {"n", 4}};
+  Json body = {{"prompt", "Hi"}, {"max_tokens", 10}, {"temperature", 2.0},
+               {"min_p", 0},     {"seed", -5},       {"n", 4}};
   const Json first = toy.answer("/v1/completions", body)["choices"];
   EXPECT_EQ(toy.answer("/v1/completions", body)["choices"], first);
   EXPECT_NE(first[0]["text"], first[1]["text"]);
