@@ -1,28 +1,22 @@
-#!/ usr / bin / env python3
-""
-    "The real openai client against the real model, over a socket of this machine.
+#!/usr/bin/env python3
+"""The real openai client against the real model, over a socket of this machine.
 
-    usage
-    : client_test
-          .py TRIMPOT the
-              model's path in TRIMPOT_MODEL; skipped without, and without `openai`. TRIMPOT_ADAPTER : an adapter of that
-                                                                                                      model(
-                                                                                                          else one is made
-                                                                                                              by tuning two
-                                                                                                                  steps)
-          .""
-           "
-                                                                                                      import
-                                                                                                      concurrent
-          .futures import json import os import pathlib import re import signal import subprocess import
-                                                                                                      sys
-                                                                                                      import
-                                                                                                      tempfile
+usage: client_test.py TRIMPOT     the model's path in TRIMPOT_MODEL; skipped without, and without `openai`.
+TRIMPOT_ADAPTER: an adapter of that model (else one is made by tuning two steps).
+"""
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
 
-                                                                                                      try : import
-                                                                                                      openai
-                                                                                                      except
-                                                                                                      ImportError:
+try:
+    import openai
+except ImportError:
     openai = None
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
@@ -104,20 +98,27 @@ def main(trimpot):
         server = subprocess.Popen([trimpot, "serve", "-m", model, "--adapter", f"tuned={adapter}", "--port", "0",
                                    "--api-key", "secret", "--metrics"], stderr=subprocess.PIPE, text=True)
         try:
-            for
-              line in server.stderr : print(line, end = "") if found
-                  : = re.search(r "http://\S+", line)
-                  : break base = pathlib.Path(model).stem client =
-                        openai.OpenAI(base_url = found[0] + "/v1", api_key = "secret",
-                                      max_retries = 0) check_basics(client, base)
-                            check_load(client, [ base, "tuned" ]) try
-                  : openai
-.OpenAI(base_url = found[0] + "/v1", api_key = "wrong", max_retries = 0)
-    .models.list() except openai
-    .AuthenticationError : pass else : raise AssertionError("a wrong key was accepted") finally
-    : server.send_signal(
-          signal.SIGINT) rest = server.communicate(timeout = 60)[1] assert server.returncode == 0,
-                         (server.returncode, rest)print("openai", openai.__version__, "ok") return 0
+            for line in server.stderr:
+                print(line, end="")
+                if found := re.search(r"http://\S+", line):
+                    break
+            base = pathlib.Path(model).stem
+            client = openai.OpenAI(base_url=found[0] + "/v1", api_key="secret", max_retries=0)
+            check_basics(client, base)
+            check_load(client, [base, "tuned"])
+            try:
+                openai.OpenAI(base_url=found[0] + "/v1", api_key="wrong", max_retries=0).models.list()
+            except openai.AuthenticationError:
+                pass
+            else:
+                raise AssertionError("a wrong key was accepted")
+        finally:
+            server.send_signal(signal.SIGINT)
+            rest = server.communicate(timeout=60)[1]
+        assert server.returncode == 0, (server.returncode, rest)
+    print("openai", openai.__version__, "ok")
+    return 0
 
-                             if __name__
-                             == "__main__" : sys.exit(main(*sys.argv [1:]))
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-#!/ usr / bin / env python3
+#!/usr/bin/env python3
 """The web page in a real headless Chromium, by WebDriver: keyboard only, base and adapter side by side.
 
 usage: page_test.py TRIMPOT MAKE_TOY_MODEL     skipped without chromedriver (Debian: chromium-driver).
@@ -30,12 +30,7 @@ class Browser:
         self.base = f"http://127.0.0.1:{found[1]}"
         options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,900",
                             f"--user-data-dir={folder}/profile"]}
-        wanted = {
-  "capabilities" : {
-    "alwaysMatch" : {
-      "goog:chromeOptions" : options, "goog:loggingPrefs" : { "browser" : "ALL" }
-    }
-  }}
+        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}}
         self.session = "/session/" + self.call("POST", "/session", wanted)["sessionId"]
 
     def call(self, method, path, body=None):
@@ -51,8 +46,7 @@ class Browser:
         return self.post("/execute/sync", script=code, args=list(arguments))
 
     def keys(self, text):
-        actions = [{
-  "type" : kind, "value" : key} for key in text for kind in ("keyDown", "keyUp")]
+        actions = [{"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]
         self.post("/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
 
     def wait(self, code, what, seconds=60):
@@ -80,11 +74,11 @@ def make_toy_adapter(trimpot, model, folder):
 def check(browser, url):
     browser.post("/url", url=url + "/")
     browser.wait("document.getElementById('model').options.length == 2", "the list of models")
-#Everything that can be used has a name that a screen reader can say.
+    # Everything that can be used has a name that a screen reader can say.
     unnamed = browser.script("""
       return [...document.querySelectorAll('button, input, select, textarea')].filter(
         e => !(e.textContent.trim() || e.labels?.length && e.labels[0].textContent.trim())).map(e => e.id)""")
-#A select 's and textarea' s own text is no name.
+    # A select's and textarea's own text is no name.
     unnamed += browser.script("""
       return [...document.querySelectorAll('input, select, textarea')].filter(e => !e.labels?.length).map(e => e.id)""")
     assert not unnamed, unnamed
@@ -108,7 +102,7 @@ def check(browser, url):
     assert browser.script("return document.activeElement.id") == "text", "ready for the next message"
     assert not browser.script("return document.querySelectorAll('.error').length")
 
-#A second turn, stopped.
+    # A second turn, stopped.
     browser.script("document.getElementById('tokens').value = 2000")
     browser.keys("Tell me more." + ENTER)
     browser.script("document.getElementById('stop').click()")
