@@ -19,7 +19,7 @@ class Http : public testing::Test {
   void SetUp() override {
     HttpOptions options;
     options.port = 0;
-    options.most_body = 10000;
+    options.most_body = 16000;
     options.connections = 24;
     auto server = HttpServer::listen(*toy_.api, options);
     ASSERT_TRUE(server) << server.error().message;
