@@ -73,7 +73,7 @@ Reference alone(const ToyServer& toy, Model& model, const Job& job) {
     const TokenId token = sampler.sample(last);
     reference.logprobs.push_back(logprob(last.data(), token));
     if (toy.tokenizer->is_end_of_generation(token)) break;
-    reference.text += toy.tokenizer->token_bytes(token);
+    if (!toy.tokenizer->is_control(token)) reference.text += toy.tokenizer->token_bytes(token);
     if (session.length() == kToyContext) break;
     EXPECT_TRUE(session.append({&token, 1}, last.data()));
   }

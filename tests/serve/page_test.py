@@ -25,7 +25,7 @@ class Browser:
     def __init__(self, folder):
         self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
         for line in self.driver.stdout:
-            if found := re.search(r"on port (\d+)", line):
+            if found := re.search(r"successfully on port (\d+)", line):
                 break
         self.base = f"http://127.0.0.1:{found[1]}"
         options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,900",
