@@ -16,6 +16,7 @@ Examples:
   trimpot eval match -m tuned.gguf --data heldout.jsonl --show 3
   trimpot run -m tuned.gguf -p "Once upon a time" -n 64
   trimpot diff model.gguf tuned.gguf
+  trimpot serve -m model.gguf --adapter tuned=tuned.safetensors
 
 Each command explains itself: trimpot tune --help)";
 

@@ -130,7 +130,12 @@ bool HttpServer::Impl::process_and_close_socket(socket_t socket) {
     if (!connection.wait_for_request(kKeepAlive, closing_)) break;
     ++open_requests_;
     bool closed = false;
-    const bool good = process_request(connection, left == 1 || closing_, closed, nullptr);
+    // Nothing here has parts: httplib would cut the body and multiply it for many ranges.
+    const auto whole = [](httplib::Request& request) {
+      request.headers.erase("Range");
+      request.ranges.clear();
+    };
+    const bool good = process_request(connection, left == 1 || closing_, closed, whole);
     --open_requests_;
     if (connection.closing()) connection.drain();
     if (!good || closed || connection.closing()) break;

@@ -114,6 +114,14 @@ TEST_F(Http, ErrorsHaveOpenAiBodies) {
   EXPECT_EQ(http.Get("/health")->status, 200);
 }
 
+TEST_F(Http, AnswersAreWholeWhateverRangeIsAsked) {
+  auto http = client();
+  const std::string whole = http.Get("/tokenizer_info")->body;
+  const auto part = http.Get("/tokenizer_info", {{"Range", "bytes=0-3, 1-2, 0-9"}});
+  EXPECT_EQ(part->status, 200);
+  EXPECT_EQ(part->body, whole);
+}
+
 TEST_F(Http, BodiesWithoutALengthAreLimitedToo) {
   const int chunked = dial();
   say(chunked, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
