@@ -108,6 +108,7 @@ def check(browser, url):
     browser.script("document.getElementById('stop').click()")
     browser.wait("!document.getElementById('send').disabled", "the stop")
     assert browser.script("return document.querySelectorAll('.card').length") == 4
+    assert browser.script("return document.getElementById('status').textContent") == "Stopped."
     loud = [entry for entry in browser.post("/se/log", type="browser") if "favicon" not in entry["message"]]
     assert not loud, loud
 
