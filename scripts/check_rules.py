@@ -8,7 +8,7 @@ import sys
 
 # A room may include itself and the rooms before it (DESIGN.md).
 ROOMS = ["base", "sys", "tensor", "io", "text", "format", "kernels", "model", "quantize", "optim", "data",
-         "tune", "eval", "cli"]
+         "tune", "eval", "serve", "cli"]
 FORBIDDEN = re.compile(r"\b(abort|exit|printf|puts|std::cout|std::cerr)\s*(\(|<<)")
 
 

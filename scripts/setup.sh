@@ -6,7 +6,7 @@ set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config git python3 python3-pip ca-certificates
   nlohmann-json3-dev libcli11-dev libfmt-dev libexpected-dev libutf8proc-dev
-  libxxhash-dev libgtest-dev)
+  libxxhash-dev libcpp-httplib-dev libgtest-dev)
 
 for option in "$@"; do
   [ "$option" = --tests ] && packages+=(valgrind libbenchmark-dev)

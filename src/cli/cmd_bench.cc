@@ -35,6 +35,8 @@ struct BenchOptions {
   int sequences = 8;
   int prompt_tokens = 512;
   int max_seq_length = 512;
+  std::string cache = "f16";
+  bool own_adapters = false;
   bool json = false;
 };
 
@@ -140,7 +142,8 @@ Status bench_decode(const BenchOptions& options) {
   TRIMPOT_TRY_VOID(check_length(*engine->model, context));
   const auto tokens = random_tokens(*engine->model, context);
   std::vector<float> logits(static_cast<std::size_t>(engine->model->config.vocabulary));
-  Session session(engine->compute, *engine->model, context);
+  const CacheType cache = cache_type(options.cache);
+  Session session(engine->compute, *engine->model, context, cache);
   const std::span<const TokenId> all = tokens;
   const auto depth = static_cast<std::size_t>(options.depth);
   TRIMPOT_TRY_VOID(session.append(all.first(depth), nullptr));
@@ -152,7 +155,7 @@ Status bench_decode(const BenchOptions& options) {
               }));
   Work work;
   for (std::int64_t position = options.depth; position < context; ++position)
-    work += decode_work(engine->compute, *engine->model, position, 1);
+    work += decode_work(engine->compute, *engine->model, position, 1, cache);
   return report(options, *engine, "decode", options.decode_tokens, work, timing);
 }
 
@@ -170,15 +173,32 @@ Status bench_prefill(const BenchOptions& options) {
                 prefill_work(engine->compute, *engine->model, options.prompt_tokens), timing);
 }
 
+// An overlay for each sequence: copies of one adapter, each in memory of its own.
+Result<std::vector<Overlay>> make_overlays(const BenchOptions& options, const Engine& engine) {
+  std::vector<Overlay> overlays;
+  if (!options.own_adapters) return overlays;
+  if (options.model.adapter.empty()) return fail("--own-adapters needs one with --adapter");
+  const AdapterBase base{options.model.model, fingerprint(engine.file)};
+  for (int i = 0; i < options.sequences; ++i) {
+    TRIMPOT_TRY(Overlay overlay, load_overlay(options.model.adapter, base, *engine.model));
+    overlays.push_back(std::move(overlay));
+  }
+  return overlays;
+}
+
 // Several sequences that are continued together, token by token.
 Status bench_batch(const BenchOptions& options) {
-  TRIMPOT_TRY(const auto engine, load_engine(options.model));
+  ModelOptions base = options.model;
+  if (options.own_adapters) base.adapter.clear();
+  TRIMPOT_TRY(const auto engine, load_engine(base));
   TRIMPOT_TRY_VOID(check_length(*engine->model, options.decode_tokens));
+  TRIMPOT_TRY(const std::vector<Overlay> overlays, make_overlays(options, *engine));
+  const CacheType cache = cache_type(options.cache);
   const auto tokens = random_tokens(*engine->model, options.decode_tokens * options.sequences);
   Decoder decoder(engine->compute, *engine->model);
   std::vector<Sequence> sequences;
   for (int i = 0; i < options.sequences; ++i)
-    sequences.emplace_back(engine->compute, *engine->model, options.decode_tokens);
+    sequences.emplace_back(engine->compute, *engine->model, options.decode_tokens, cache);
   AlignedBuffer<float> logits(
       static_cast<std::size_t>(engine->model->config.vocabulary * options.sequences));
   std::vector<Turn> turns(sequences.size());
@@ -186,14 +206,20 @@ Status bench_batch(const BenchOptions& options) {
                 for (Sequence& sequence : sequences) sequence.truncate(0);
                 for (std::size_t at = 0; at < tokens.size(); at += turns.size()) {
                   for (std::size_t i = 0; i < turns.size(); ++i)
-                    turns[i] = {&sequences[i], {&tokens[at + i], 1}, true};
+                    turns[i] = {&sequences[i],
+                                {&tokens[at + i], 1},
+                                true,
+                                overlays.empty() ? nullptr : &overlays[i]};
                   TRIMPOT_TRY_VOID(decoder.step(turns, logits.data()));
                 }
                 return {};
               }));
   Work work;
   for (std::int64_t position = 0; position < options.decode_tokens; ++position)
-    work += decode_work(engine->compute, *engine->model, position, options.sequences);
+    work += decode_work(engine->compute, *engine->model, position, options.sequences, cache);
+  if (!overlays.empty())  // each token reads its own numbers besides the base's codes
+    for (const Overlay& overlay : overlays)
+      work.bytes += static_cast<double>(overlay.bytes()) * options.decode_tokens;
   return report(options, *engine, "batch", static_cast<std::int64_t>(tokens.size()), work, timing);
 }
 
@@ -267,8 +293,8 @@ Status bench_tune(const BenchOptions& options) {
   return report(options, *engine, "tune", options.max_seq_length, work, timing, &forward);
 }
 
-// What it takes to serve another task: an adapter read, checked and put into a model in memory; or,
-// without one, another model file read and packed (from the system's cache).
+// What it takes to serve another task: an adapter read, checked and made ready beside a model in
+// memory; or, without one, another model file read and packed (from the system's cache).
 Status bench_switch(const BenchOptions& options) {
   ModelOptions base = options.model;
   base.adapter.clear();
@@ -282,12 +308,13 @@ Status bench_switch(const BenchOptions& options) {
     TRIMPOT_TRY(engine->model, load_model(engine->file, engine->compute.team));
     return {};
   };
-  const auto apply = [&]() -> Status {
-    TRIMPOT_TRY(const Adapter adapter, read_adapter(options.model.adapter, of, *engine->model));
-    return apply_adapters({&adapter, 1}, *engine->model);
+  const auto put_beside = [&]() -> Status {
+    TRIMPOT_TRY(const Overlay overlay, load_overlay(options.model.adapter, of, *engine->model));
+    return {};
   };
   const auto nothing = []() -> Status { return {}; };
-  TRIMPOT_TRY(const Timing timing, with_adapter ? measure(apply, load) : measure(load, nothing));
+  TRIMPOT_TRY(const Timing timing,
+              with_adapter ? measure(put_beside, nothing) : measure(load, nothing));
   if (options.json) {
     const Json json{{"bench", "switch"},
                     {"model", base.model},
@@ -298,9 +325,10 @@ Status bench_switch(const BenchOptions& options) {
                     {"milliseconds_worst", timing.most * 1e3}};
     return print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   }
-  return print(fmt::format("switch: {:.1f} ms (from {:.1f} to {:.1f}) to {}\n", timing.median * 1e3,
-                           timing.least * 1e3, timing.most * 1e3,
-                           with_adapter ? "read and apply the adapter" : "load another model"));
+  return print(
+      fmt::format("switch: {:.1f} ms (from {:.1f} to {:.1f}) to {}\n", timing.median * 1e3,
+                  timing.least * 1e3, timing.most * 1e3,
+                  with_adapter ? "make an adapter ready beside the model" : "load another model"));
 }
 
 // Of a model's size, if one is given.
@@ -406,6 +434,7 @@ void add_bench(CLI::App& app, Action& action) {
   decode->add_option("-d,--n-depth", options->depth, "tokens that are there already")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
+  add_cache_option(*decode, options->cache);
   CLI::App* batch = add("batch", "Generation of several sequences together", bench_batch);
   batch->add_option("-n,--n-predict", options->decode_tokens, "tokens of each sequence in a round")
       ->check(CLI::Range(1, 1 << 20))
@@ -413,6 +442,9 @@ void add_bench(CLI::App& app, Action& action) {
   batch->add_option("--np,--n-parallel", options->sequences, "sequences")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  batch->add_flag("--own-adapters", options->own_adapters,
+                  "each sequence through an adapter of its own: copies of --adapter");
+  add_cache_option(*batch, options->cache);
   add("prefill", "Reading a prompt", bench_prefill)
       ->add_option("-p,--n-prompt", options->prompt_tokens, "tokens of a round")
       ->check(CLI::Range(1, 1 << 20))
@@ -432,7 +464,7 @@ void add_bench(CLI::App& app, Action& action) {
   tune->add_option("--target-modules", options->target_modules,
                    "linear layers to tune (default: the method's)")
       ->delimiter(',');
-  add("switch", "Putting another task's adapter into a loaded model", bench_switch);
+  add("switch", "Making another task's adapter ready beside a loaded model", bench_switch);
   command->footer(
       "Examples:\n"
       "  trimpot bench isa\n"

@@ -13,6 +13,7 @@ namespace {
 struct ChatOptions {
   ModelOptions model;
   SamplerOptions sampler;
+  std::string cache = "f16";
   std::string system;
   std::string prompt;
   std::int64_t context = 2048;
@@ -39,7 +40,8 @@ class Chat {
         engine_(engine),
         template_(std::move(chat_template)),
         session_(engine.compute, *engine.model,
-                 std::min(options.context, engine.model->config.context_length)),
+                 std::min(options.context, engine.model->config.context_length),
+                 cache_type(options.cache)),
         sampler_(options.sampler),
         logits_(static_cast<std::size_t>(engine.model->config.vocabulary)) {
     reset();
@@ -138,6 +140,7 @@ void add_chat(CLI::App& app, Action& action) {
   command->add_option("-n,--n-predict", options->count, "tokens of an answer at most")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  add_cache_option(*command, options->cache);
   add_sampler_options(*command, options->sampler);
   command->footer(
       "Examples:\n  trimpot chat -m model.gguf\n"

@@ -10,6 +10,7 @@ namespace {
 struct RunOptions {
   ModelOptions model;
   SamplerOptions sampler;
+  std::string cache = "f16";
   std::string prompt;
   std::string prompt_file;
   int count = 128;
@@ -39,7 +40,7 @@ Status run(const RunOptions& options) {
         "a prompt of {} tokens and {} new ones exceed the model's context of {}; shorten "
         "the prompt or lower -n",
         tokens.size(), options.count, config.context_length);
-  Session session(engine->compute, *engine->model, needed);
+  Session session(engine->compute, *engine->model, needed, cache_type(options.cache));
   Sampler sampler(options.sampler);
   std::vector<float> logits(static_cast<std::size_t>(config.vocabulary));
   const auto prompt_start = std::chrono::steady_clock::now();
@@ -80,6 +81,7 @@ void add_run(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_flag("--ignore-eos", options->ignore_end, "go on after an end token");
   command->add_flag("-q,--quiet", options->quiet, "no statistics on stderr");
+  add_cache_option(*command, options->cache);
   add_sampler_options(*command, options->sampler);
   command->footer(
       "Example:\n  trimpot run -m model.gguf -p \"The capital of France is\" -n 32 "

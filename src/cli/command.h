@@ -23,6 +23,7 @@ void add_inspect(CLI::App& app, Action& action);
 void add_merge(CLI::App& app, Action& action);
 void add_quantize(CLI::App& app, Action& action);
 void add_run(CLI::App& app, Action& action);
+void add_serve(CLI::App& app, Action& action);
 void add_tune(CLI::App& app, Action& action);
 
 // Results go to stdout, everything else to stderr. Both give an error if the write fails (a full

@@ -24,6 +24,18 @@ void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapt
       ->capture_default_str();
 }
 
+void add_cache_option(CLI::App& command, std::string& type) {
+  command
+      .add_option("--cache-type", type,
+                  "keys and values in f16, or in int8: half the memory, faster in long contexts")
+      ->check(CLI::IsMember({"f16", "int8"}))
+      ->capture_default_str();
+}
+
+CacheType cache_type(const std::string& type) {
+  return type == "int8" ? CacheType::kInt8 : CacheType::kFloat;
+}
+
 void add_sampler_options(CLI::App& command, SamplerOptions& options) {
   command.add_option("--temp", options.temperature, "temperature; 0 is greedy")
       ->check(CLI::Range(0.0f, 100.0f))

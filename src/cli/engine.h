@@ -6,7 +6,7 @@
 
 #include "cli/command.h"
 #include "io/gguf/gguf.h"
-#include "kernels/ops.h"
+#include "kernels/attention.h"
 #include "model/sampler.h"
 #include "model/weights.h"
 #include "text/tokenizer.h"
@@ -21,6 +21,9 @@ struct ModelOptions {
 };
 
 void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter = true);
+// --cache-type
+void add_cache_option(CLI::App& command, std::string& type);
+CacheType cache_type(const std::string& type);
 void add_sampler_options(CLI::App& command, SamplerOptions& options);
 
 struct Engine {

@@ -16,6 +16,7 @@ Examples:
   trimpot eval match -m tuned.gguf --data heldout.jsonl --show 3
   trimpot run -m tuned.gguf -p "Once upon a time" -n 64
   trimpot diff model.gguf tuned.gguf
+  trimpot serve -m model.gguf --adapter tuned=tuned.safetensors
 
 Each command explains itself: trimpot tune --help)";
 
@@ -39,6 +40,7 @@ int main(int argc, char** argv) {
   trimpot::cli::add_quantize(app, action);
   trimpot::cli::add_run(app, action);
   trimpot::cli::add_chat(app, action);
+  trimpot::cli::add_serve(app, action);
   trimpot::cli::add_tune(app, action);
   trimpot::cli::add_eval(app, action);
   trimpot::cli::add_merge(app, action);

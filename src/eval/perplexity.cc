@@ -46,7 +46,7 @@ Result<PerplexityResult> perplexity(
   double sum = 0, squares = 0;
   std::int64_t scored = 0;
   PerplexityResult result;
-  Session session(compute, model, window);
+  Session session(compute, model, window, options.cache);
   std::vector<double> losses(static_cast<std::size_t>(window));
   for (std::int64_t chunk = 0; chunk < total; ++chunk) {
     std::vector<TokenId> part(tokens.begin() + chunk * window,

@@ -16,6 +16,7 @@ struct PerplexityOptions {
   // false: llama.cpp's protocol, only the second half of each window is scored;
   // true: the papers' protocol (GPTQ's code), all predictions of each window are scored.
   bool score_all = false;
+  CacheType cache = CacheType::kFloat;
   std::int32_t bos = -1;  // put in place of each window's first token, as llama.cpp does; -1: none
 };
 

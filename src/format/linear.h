@@ -47,20 +47,10 @@ struct Linear {
   }
 };
 
-// Scales, zeros and offsets in a matrix's packed order; null: the matrix's own. Only what the
-// matrix has can be replaced.
-struct GroupNumbers {
-  const f16* scales = nullptr;
-  const f16* zeros = nullptr;
-  const f16* offsets = nullptr;
-
-  bool operator==(const GroupNumbers&) const = default;
-};
-
 // What kernels work with: a linear layer, or a plain matrix (the head).
 struct LinearView {
   const Matrix* weight;
-  GroupNumbers groups;  // instead of the weight's own
+  GroupArrays groups;  // instead of the weight's own
   const Matrix* weak = nullptr;
   const std::vector<std::int32_t>* weight_columns = nullptr;
   const std::vector<std::int32_t>* weak_columns = nullptr;

@@ -43,7 +43,8 @@ namespace trimpot {
 inline constexpr int kTileRows = 16;
 inline constexpr int kChunkColumns = 32;
 
-enum class Storage : std::uint8_t { kCodes, kF32, kF16, kBF16 };
+// kInt8: whole numbers that whoever multiplies gives their scales (keys and values).
+enum class Storage : std::uint8_t { kCodes, kF32, kF16, kBF16, kInt8 };
 
 // Plain pointers: what kernels see of a matrix.
 struct MatrixView {
@@ -65,6 +66,16 @@ struct MatrixView {
 
   // Whether every group has a zero-point of its own, as zeros or offsets: a second gradient.
   bool has_shifts() const { return zeros != nullptr || offsets != nullptr; }
+};
+
+// Scales, zeros and offsets in a matrix's packed order; null: the matrix's own. Only what the
+// matrix has can be replaced.
+struct GroupArrays {
+  const f16* scales = nullptr;
+  const f16* zeros = nullptr;
+  const f16* offsets = nullptr;
+
+  bool operator==(const GroupArrays&) const = default;
 };
 
 class Matrix {

@@ -11,7 +11,9 @@ constexpr std::int64_t kKeyLanes = 16;
 constexpr std::int64_t kForwardRows = 16;  // queries of one head that are scored together
 constexpr std::int64_t kBackwardRows = 64;
 
-std::int64_t storage_bytes(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }
+std::int64_t storage_bytes(Storage storage) {
+  return storage == Storage::kF32 ? 4 : storage == Storage::kF16 ? 2 : 1;
+}
 
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
@@ -29,84 +31,6 @@ std::vector<Block> query_blocks(std::span<const Segment> segments, std::int64_t 
       blocks.push_back({&segment, first, std::min(rows, segment.count - first)});
   return blocks;
 }
-
-}  // namespace
-
-void KeyValues::allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity,
-                         Arena* arena) {
-  const std::int64_t rounded = round_up(capacity, kKeyLanes);
-  if (rounded <= capacity_) return;
-  capacity_ = rounded;
-  storage_ = compute.precision == Precision::kF32 ? Storage::kF32 : Storage::kF16;
-  const std::int64_t bytes = storage_bytes(storage_);
-  keys_.resize(capacity_ * shape.kv_width() * bytes);
-  values_.resize(capacity_ * shape.kv_width() * bytes);
-  if (arena == nullptr) return;
-  keys_.move_to(*arena);
-  values_.move_to(*arena);
-}
-
-void KeyValues::store(Compute& compute, const AttentionShape& shape, std::int64_t position,
-                      std::int64_t count, float* k, float* v) {
-  const std::int64_t width = shape.kv_width(), dim = shape.head_dim;
-  compute.team.for_each(count, 32, [&](std::int64_t begin, std::int64_t end, int member) {
-    auto* half = reinterpret_cast<f16*>(compute.scratch(member, width));
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t at = position + row;
-      float* k_row = k + row * width;
-      float* v_row = v + row * width;
-      const auto key_index = [&](std::int64_t channel) {
-        const std::int64_t head = channel / dim;
-        return ((head * (capacity_ / kKeyLanes) + at / kKeyLanes) * dim + channel % dim) *
-                   kKeyLanes +
-               at % kKeyLanes;
-      };
-      if (storage_ == Storage::kF32) {
-        auto* keys = reinterpret_cast<float*>(keys_.data());
-        for (std::int64_t c = 0; c < width; ++c) keys[key_index(c)] = k_row[c];
-        auto* values = reinterpret_cast<float*>(values_.data());
-        for (std::int64_t head = 0; head < shape.kv_heads; ++head)
-          std::copy_n(v_row + head * dim, dim, values + (head * capacity_ + at) * dim);
-        continue;
-      }
-      auto* keys = reinterpret_cast<f16*>(keys_.data());
-      compute.kernels.narrow_f16(k_row, width, half);
-      for (std::int64_t c = 0; c < width; ++c) keys[key_index(c)] = half[c];
-      compute.kernels.widen_f16(half, width, k_row);
-      auto* values = reinterpret_cast<f16*>(values_.data());
-      compute.kernels.narrow_f16(v_row, width, half);
-      for (std::int64_t head = 0; head < shape.kv_heads; ++head)
-        std::copy_n(half + head * dim, dim, values + (head * capacity_ + at) * dim);
-      compute.kernels.widen_f16(half, width, v_row);
-    }
-  });
-}
-
-void KeyValues::copy_prefix(const AttentionShape& shape, const KeyValues& from,
-                            std::int64_t count) {
-  const std::int64_t row = shape.head_dim * storage_bytes(storage_);
-  const std::int64_t keys = round_up(count, kKeyLanes);
-  for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
-    std::memcpy(keys_.data() + head * capacity_ * row,
-                from.keys_.data() + head * from.capacity_ * row, keys * row);
-    std::memcpy(values_.data() + head * capacity_ * row,
-                from.values_.data() + head * from.capacity_ * row, count * row);
-  }
-}
-
-Panels KeyValues::key_panels(const AttentionShape& shape, std::int64_t kv_head) const {
-  const std::int64_t bytes = storage_bytes(storage_);
-  return {keys_.data() + kv_head * capacity_ * shape.head_dim * bytes, storage_,
-          shape.head_dim * kKeyLanes, kKeyLanes};
-}
-
-Panels KeyValues::value_panels(const AttentionShape& shape, std::int64_t kv_head) const {
-  const std::int64_t bytes = storage_bytes(storage_);
-  return {values_.data() + kv_head * capacity_ * shape.head_dim * bytes, storage_, kKeyLanes,
-          shape.head_dim};
-}
-
-namespace {
 
 // Queries that are scored together: `count` consecutive ones of one head, or a single one of
 // `heads` heads that share their keys.
@@ -150,13 +74,18 @@ void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, con
   compute.kernels.multiply({q + row * width + unit.head * dim, stride, 1},
                            segment.cache->key_panels(shape, kv_head), rows, padded, dim, scores,
                            padded, false);
+  const float* key_scales = segment.cache->key_scales(kv_head);
+  const float* value_scales = segment.cache->value_scales(kv_head);
   float* sums = scores + rows * padded;
   for (std::int64_t i = 0; i < rows; ++i) {
+    if (key_scales != nullptr) compute.kernels.scale_each(key_scales, keys, scores + i * padded);
     const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
     float lse;
     compute.kernels.softmax(scores + i * padded, keys - unit.count + query + 1, padded, scale,
                             &sums[i], &lse);
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
+    if (value_scales != nullptr)
+      compute.kernels.scale_each(value_scales, keys, scores + i * padded);
   }
   float* to = out + row * width + unit.head * dim;
   compute.kernels.multiply({scores, padded, 1}, segment.cache->value_panels(shape, kv_head), rows,
@@ -189,8 +118,13 @@ void attend_long(Compute& compute, const AttentionShape& shape, const Segment& s
   });
   compute.team.for_each(shape.heads, 1, [&](std::int64_t head, std::int64_t, int) {
     float lse;
-    compute.kernels.softmax(scores + head * padded, keys, padded, scale, &sums[head], &lse);
+    float* p = scores + head * padded;
+    const float* key_scales = segment.cache->key_scales(head / share);
+    const float* value_scales = segment.cache->value_scales(head / share);
+    if (key_scales != nullptr) compute.kernels.scale_each(key_scales, keys, p);
+    compute.kernels.softmax(p, keys, padded, scale, &sums[head], &lse);
     if (log_sum_exp != nullptr) log_sum_exp[segment.row * shape.heads + head] = lse;
+    if (value_scales != nullptr) compute.kernels.scale_each(value_scales, keys, p);
   });
   const std::int64_t channel_parts = (dim + kChannels - 1) / kChannels;
   compute.team.for_each(

@@ -18,30 +18,57 @@ struct AttentionShape {
   std::int64_t heads_per_kv() const { return heads / kv_heads; }
 };
 
-// Keys and values of one layer and one sequence; f16 on the default path, f32 on the f32 path. Each
-// head's lie in a row, since a single query waits for memory.
+enum class CacheType {
+  kFloat,  // f16 on the default path, f32 on the f32 path
+  kInt8,   // a scale per head and position: half the memory, and the time of long contexts
+};
+
+// Keys and values of one layer and one sequence. Each head's lie in a row, since a single query
+// waits for memory.
 //   keys   [kv_heads][capacity / 16][head_dim][16]   16 keys side by side: lanes of the scores
 //   values [kv_heads][capacity][head_dim]
+//   scales of int8 keys and values [kv_heads][capacity] each: x = scale * code
 class KeyValues {
  public:
   // With an arena, which must outlive this cache, on huge pages.
   void allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity,
-                Arena* arena = nullptr);
+                CacheType type = CacheType::kFloat, Arena* arena = nullptr);
   std::int64_t capacity() const { return capacity_; }
-  std::size_t bytes() const { return (keys_.size() + values_.size()); }
-  // Stores k, v [count, kv_width] at positions position .. position + count - 1. On the default
-  // path k and v are rounded to f16 in place: what is stored is what later code sees.
+  std::size_t bytes() const {
+    return keys_.size() + values_.size() +
+           (key_scales_.size() + value_scales_.size()) * sizeof(float);
+  }
+  // Stores k, v [count, kv_width] at positions position .. position + count - 1. k and v are
+  // rounded to f16 in place if that is how they are stored: what is stored is what later code sees
+  // (the backward, which never works with int8).
   void store(Compute& compute, const AttentionShape& shape, std::int64_t position,
              std::int64_t count, float* k, float* v);
   // Positions 0 .. count - 1 of another cache of the same shape and precision.
   void copy_prefix(const AttentionShape& shape, const KeyValues& from, std::int64_t count);
   Panels key_panels(const AttentionShape& shape, std::int64_t kv_head) const;
   Panels value_panels(const AttentionShape& shape, std::int64_t kv_head) const;
+  // [capacity]; null: the panels are the numbers themselves.
+  const float* key_scales(std::int64_t kv_head) const {
+    return key_scales_.empty() ? nullptr : key_scales_.data() + kv_head * capacity_;
+  }
+  const float* value_scales(std::int64_t kv_head) const {
+    return value_scales_.empty() ? nullptr : value_scales_.data() + kv_head * capacity_;
+  }
 
  private:
+  std::int64_t key_index(const AttentionShape& shape, std::int64_t position,
+                         std::int64_t channel) const;
+  void store_f32(const AttentionShape& shape, std::int64_t position, const float* k,
+                 const float* v);
+  void store_f16(const Compute& compute, const AttentionShape& shape, std::int64_t position,
+                 float* k, float* v, f16* scratch);
+  void store_int8(const AttentionShape& shape, std::int64_t position, const float* k,
+                  const float* v);
+
   std::int64_t capacity_ = 0;
   Storage storage_ = Storage::kF32;
   AlignedBuffer<std::uint8_t> keys_, values_;
+  AlignedBuffer<float> key_scales_, value_scales_;
 };
 
 // A run of consecutive tokens of one sequence inside the rows of q, k, v.

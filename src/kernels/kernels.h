@@ -53,9 +53,11 @@ struct Kernels {
   // y[t, n] (+)= sum over groups of scale * x.scale * (dot - zero * x.sum) + offset * x.scaled_sum
   // for tokens [token_begin, token_end) and tiles [tile_begin, tile_end), zero being the group's
   // own or zero_point. NF4's levels take part rounded to 8 bits (impl/codes.h). Needs codes.
+  // `of_token` (null: the weight's own for all): the groups' numbers for each token, counted from
+  // token 0, whole (nothing null that the weight has).
   void (*linear_int8)(const MatrixView& weight, const Int8View& x, std::int64_t token_begin,
                       std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
-                      float* y, std::int64_t y_stride, bool add);
+                      const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add);
 
   // C[m, n] (+)= sum_k A[m, k] B[k, n]; n in [0, columns). C has contiguous rows.
   void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,
@@ -118,6 +120,8 @@ struct Kernels {
                            bool as_bf16);
   // out = x * factor
   void (*scale)(const float* x, std::int64_t count, float factor, float* out);
+  // x *= factors, element by element
+  void (*scale_each)(const float* factors, std::int64_t count, float* x);
   // out += x
   void (*add)(const float* x, std::int64_t count, float* out);
   float (*dot)(const float* a, const float* b, std::int64_t count);

@@ -22,17 +22,16 @@ bool uses_int8(const Compute& compute, const Matrix& weight) {
 }
 
 // Tiles [2 from, 2 to) of a matrix in floats. Codes are unpacked two tiles at a time.
-void linear_pairs_f32(Compute& compute, const Matrix& weight, const float* x, std::int64_t stride,
+void linear_pairs_f32(Compute& compute, const MatrixView& w, const float* x, std::int64_t stride,
                       std::int64_t tokens, std::int64_t from, std::int64_t to, float* y, bool add,
                       int member) {
-  const MatrixView& w = weight.view();
   const auto multiply = [&](std::int64_t tile, std::int64_t tile_end, const Panels& panels) {
     const std::int64_t rows = std::min(tile_end * kTileRows, w.rows) - tile * kTileRows;
     compute.kernels.multiply({x, stride, 1}, panels, tokens, rows, w.columns, y + tile * kTileRows,
                              w.rows, add);
   };
   const std::int64_t end = std::min(to * 2, w.tiles);
-  if (!weight.quantized()) {
+  if (w.storage != Storage::kCodes) {
     const std::int64_t bytes = w.storage == Storage::kF32 ? 4 : 2;
     const auto* dense = static_cast<const std::uint8_t*>(w.dense);
     multiply(from * 2, end,
@@ -50,21 +49,117 @@ void linear_pairs_f32(Compute& compute, const Matrix& weight, const float* x, st
   }
 }
 
-// Tile pairs [from, to) of one layer: codes, then weak columns.
-void linear_pairs(Compute& compute, const LinearView& linear, const LinearInput& x,
-                  std::int64_t tokens, std::int64_t from, std::int64_t to, float* y, bool add,
-                  int member) {
-  const MatrixView& w = linear.weight->view();
-  if (uses_int8(compute, *linear.weight)) {
-    for (std::int64_t token = 0; token < tokens; token += kTokenBlock)
-      compute.kernels.linear_int8(w, x.int8, token, std::min(tokens, token + kTokenBlock), from * 2,
-                                  std::min(to * 2, w.tiles), y, w.rows, add);
-  } else {
-    linear_pairs_f32(compute, *linear.weight, x.values, x.stride, tokens, from, to, y, add, member);
+// Rows that share a pass over the codes: all with the numbers in `codes`, or each with its own.
+struct Stretch {
+  std::int64_t begin, end;
+  MatrixView codes;
+  bool mixed;
+};
+
+// How the codes of one output are multiplied, found once for all its tiles.
+struct CodePlan {
+  std::vector<Stretch> stretches;
+  std::vector<GroupArrays> of_token;  // where some stretch is mixed
+};
+
+// From this many rows on, numbers that are loaded once for all of them outweigh a pass of their own
+// over codes that the cache still has.
+constexpr std::int64_t kRowsAlone = 8;
+
+GroupArrays numbers_of(const MatrixView& codes) {
+  return {codes.scales, codes.zeros, codes.offsets};
+}
+
+CodePlan plan_codes(const Compute& compute, const LinearOutput& output, std::int64_t tokens) {
+  CodePlan plan;
+  std::vector<Stretch>& stretches = plan.stretches;
+  if (output.runs.empty()) {
+    stretches.push_back({0, tokens, output.linear.codes(), false});
+    return plan;
   }
-  if (linear.weak != nullptr)
-    linear_pairs_f32(compute, *linear.weak, x.weak, x.weak_stride, tokens, from, to, y, true,
-                     member);
+  std::vector<Stretch> same;  // rows in a row with the same numbers
+  for (const LinearRun& run : output.runs) {
+    const MatrixView codes = run.linear.codes();
+    if (!same.empty() && numbers_of(same.back().codes) == numbers_of(codes))
+      same.back().end = run.end;
+    else
+      same.push_back({run.begin, run.end, codes, false});
+  }
+  if (!uses_int8(compute, *output.linear.weight)) return {std::move(same), {}};
+  bool short_before = false;
+  for (const Stretch& stretch : same) {
+    const bool is_short = stretch.end - stretch.begin < kRowsAlone;
+    if (is_short && short_before) {
+      stretches.back().end = stretch.end;
+      stretches.back().mixed = true;
+    } else {
+      stretches.push_back(stretch);
+    }
+    short_before = is_short;
+    plan.of_token.insert(plan.of_token.end(), static_cast<std::size_t>(stretch.end - stretch.begin),
+                         numbers_of(stretch.codes));
+  }
+  return plan;
+}
+
+// Calls use(view, begin, end) for the runs of an output; runs in a row that `same` says are alike
+// together.
+template <typename Same, typename Use>
+void for_each_run(const LinearOutput& output, std::int64_t tokens, Same&& same, Use&& use) {
+  if (output.runs.empty()) return use(output.linear, std::int64_t{0}, tokens);
+  for (std::size_t i = 0; i < output.runs.size();) {
+    const LinearRun& first = output.runs[i];
+    std::int64_t end = first.end;
+    for (++i; i < output.runs.size() && same(first.linear, output.runs[i].linear); ++i)
+      end = output.runs[i].end;
+    use(first.linear, first.begin, end);
+  }
+}
+
+// Few weak columns lie far from the codes; a single token would wait for them. A tile pair's fit
+// the first-level cache beside its codes.
+void prefetch_tiles(const MatrixView& w, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kMost = 8192;
+  const std::int64_t tile = w.columns * kTileRows * (w.storage == Storage::kF32 ? 4 : 2);
+  const auto* from = static_cast<const char*>(w.dense) + begin * tile;
+  const std::int64_t bytes = std::min((std::min(end, w.tiles) - begin) * tile, kMost);
+  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+}
+
+// Tile pairs [from, to) of one layer: codes, then weak columns.
+void linear_pairs(Compute& compute, const LinearOutput& output, const CodePlan& plan,
+                  const Activations& activations, std::int64_t tokens, std::int64_t from,
+                  std::int64_t to, bool add, int member) {
+  const LinearInput x = activations.input(output.linear);
+  const std::int64_t rows = output.linear.weight->rows();
+  if (tokens <= 4 && output.linear.weak != nullptr)
+    prefetch_tiles(output.linear.weak->view(), from * 2, to * 2);
+  for (const Stretch& stretch : plan.stretches) {
+    const MatrixView& w = stretch.codes;
+    if (!uses_int8(compute, *output.linear.weight)) {
+      linear_pairs_f32(compute, w, x.values + stretch.begin * x.stride, x.stride,
+                       stretch.end - stretch.begin, from, to, output.y + stretch.begin * rows, add,
+                       member);
+      continue;
+    }
+    for (std::int64_t token = stretch.begin; token < stretch.end; token += kTokenBlock)
+      compute.kernels.linear_int8(w, x.int8, token, std::min(stretch.end, token + kTokenBlock),
+                                  from * 2, std::min(to * 2, w.tiles),
+                                  stretch.mixed ? plan.of_token.data() : nullptr, output.y, rows,
+                                  add);
+  }
+  for_each_run(
+      output, tokens,
+      [](const LinearView& a, const LinearView& b) {
+        return a.weak == b.weak && a.weak_columns == b.weak_columns;
+      },
+      [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
+        if (view.weak == nullptr) return;
+        const LinearInput in = activations.input(view);
+        linear_pairs_f32(compute, view.weak->view(), in.weak + begin * in.weak_stride,
+                         in.weak_stride, end - begin, from, to, output.y + begin * rows, true,
+                         member);
+      });
 }
 
 }  // namespace
@@ -135,14 +230,19 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   });
 }
 
+void Activations::note(const Compute& compute, const LinearView& reader) {
+  Form& form = form_of(reader.weight_columns, reader.weight->columns());
+  form.rounded = form.rounded || uses_int8(compute, *reader.weight);
+  if (reader.weak != nullptr && reader.weak_columns != nullptr)
+    form_of(reader.weak_columns, reader.weak->columns());
+}
+
 void Activations::prepare(Compute& compute, std::int64_t tokens,
-                          std::span<const LinearView> readers) {
+                          std::span<const LinearOutput> readers) {
   used_ = 0;
-  for (const LinearView& reader : readers) {
-    Form& form = form_of(reader.weight_columns, reader.weight->columns());
-    form.rounded = form.rounded || uses_int8(compute, *reader.weight);
-    if (reader.weak != nullptr && reader.weak_columns != nullptr)
-      form_of(reader.weak_columns, reader.weak->columns());
+  for (const LinearOutput& reader : readers) {
+    note(compute, reader.linear);
+    for (const LinearRun& run : reader.runs) note(compute, run.linear);
   }
   for (std::size_t i = 0; i < used_; ++i) fill(compute, tokens, forms_[i]);
 }
@@ -167,32 +267,39 @@ LinearInput Activations::input(const LinearView& linear) const {
 
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, bool add) {
+  std::vector<CodePlan> plans;
+  plans.reserve(outputs.size());
   std::int64_t pairs = 0;
-  for (const LinearOutput& output : outputs)
+  for (const LinearOutput& output : outputs) {
+    plans.push_back(plan_codes(compute, output, tokens));
     pairs += divide_up(output.linear.weight->view().tiles, 2);
+  }
   const std::int64_t grain = grain_for(compute, pairs);
   compute.team.for_each(pairs, grain, [&](std::int64_t begin, std::int64_t end, int member) {
     std::int64_t first = 0;
-    for (const LinearOutput& output : outputs) {
-      const std::int64_t count = divide_up(output.linear.weight->view().tiles, 2);
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      const std::int64_t count = divide_up(outputs[i].linear.weight->view().tiles, 2);
       const std::int64_t from = std::max(begin, first) - first;
       const std::int64_t to = std::min(end, first + count) - first;
       first += count;
-      if (from < to)
-        linear_pairs(compute, output.linear, x.input(output.linear), tokens, from, to, output.y,
-                     add, member);
+      if (from < to) linear_pairs(compute, outputs[i], plans[i], x, tokens, from, to, add, member);
     }
   });
   for (const LinearOutput& output : outputs)
-    if (output.linear.low_rank != nullptr)
-      low_rank_forward(compute, *output.linear.low_rank, x, tokens, output.y);
+    for_each_run(
+        output, tokens,
+        [](const LinearView& a, const LinearView& b) { return a.low_rank == b.low_rank; },
+        [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
+          if (view.low_rank != nullptr)
+            low_rank_forward(compute, *view.low_rank, x, begin, end, output.y);
+        });
 }
 
 void linear_f32(Compute& compute, const Matrix& weight, const float* x, std::int64_t stride,
                 std::int64_t tokens, float* y, bool add) {
   const std::int64_t pairs = divide_up(weight.view().tiles, 2);
   compute.team.for_each(pairs, 1, [&](std::int64_t from, std::int64_t to, int member) {
-    linear_pairs_f32(compute, weight, x, stride, tokens, from, to, y, add, member);
+    linear_pairs_f32(compute, weight.view(), x, stride, tokens, from, to, y, add, member);
   });
 }
 

@@ -27,6 +27,20 @@ struct LinearInput {
   Int8View int8;  // of `values`; empty where the weight is not multiplied in int8
 };
 
+// Rows [begin, end) of a batch that go through this view of a layer: the same codes and order of
+// columns, with numbers, weak columns and a low-rank path of their own.
+struct LinearRun {
+  std::int64_t begin, end;
+  LinearView linear;
+};
+
+// A layer and where its output goes, [tokens, rows]. Without runs all rows go through `linear`.
+struct LinearOutput {
+  LinearView linear;
+  float* y;
+  std::span<const LinearRun> runs = {};  // together all rows, in order
+};
+
 // Inputs of linear layers: floats [tokens, columns], and the forms in which the layers that read
 // them want them: rounded to int8, gathered into the order of their columns. Layers that agree
 // share a form.
@@ -37,7 +51,7 @@ class Activations {
   const float* values() const { return values_.data(); }
   std::int64_t columns() const { return columns_; }
   // To be called when values() are final, with all layers that will read them.
-  void prepare(Compute& compute, std::int64_t tokens, std::span<const LinearView> readers);
+  void prepare(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> readers);
   // Of a layer that was among the readers.
   LinearInput input(const LinearView& linear) const;
 
@@ -52,6 +66,7 @@ class Activations {
     AlignedBuffer<std::int32_t> sums;
     Int8View int8;
   };
+  void note(const Compute& compute, const LinearView& reader);
   Form& form_of(const std::vector<std::int32_t>* columns, std::int64_t count);
   const Form* find(const std::vector<std::int32_t>* columns, std::int64_t count) const;
   void fill(Compute& compute, std::int64_t tokens, Form& form) const;
@@ -62,12 +77,7 @@ class Activations {
   std::size_t used_ = 0;
 };
 
-// y [tokens, rows] (+)= the layer's output, for several layers that share their input: one join
-// for q, k, v.
-struct LinearOutput {
-  LinearView linear;
-  float* y;
-};
+// y (+)= the layer's output, for several layers that share their input: one join for q, k, v.
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, bool add = false);
 

@@ -34,9 +34,10 @@ struct Input {
 };
 
 Input low_rank_input(Compute& compute, const LowRank& path, const Activations& x,
-                     std::int64_t tokens) {
+                     std::int64_t first, std::int64_t tokens) {
   const std::int64_t width = x.columns();
-  if (!drops(compute, path) && path.pool == 0) return {x.values(), width};
+  const float* values = x.values() + first * width;
+  if (!drops(compute, path) && path.pool == 0) return {values, width};
   const std::int64_t pool = std::max(1, path.pool);
   const std::int64_t columns = path.a.columns();
   float* out = compute.shared(Compute::kLowRankInput, tokens * std::max(columns, width));
@@ -44,7 +45,7 @@ Input low_rank_input(Compute& compute, const LowRank& path, const Activations& x
   const bool drop = drops(compute, path);
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t token = begin; token < end; ++token) {
-      const float* from = x.values() + token * width;
+      const float* from = values + token * width;
       float* to = out + token * columns;
       if (path.pool == 0) {
         for_each_kept(rng, path.dropout, token * width, width,
@@ -79,16 +80,16 @@ float* inner(Compute& compute, const LowRank& path, const Input& input, std::int
 }  // namespace
 
 void low_rank_forward(Compute& compute, const LowRank& path, const Activations& x,
-                      std::int64_t tokens, float* y) {
-  const Input input = low_rank_input(compute, path, x, tokens);
-  const float* u = inner(compute, path, input, tokens);
-  linear_f32(compute, path.b, u, path.a.rows(), tokens, y, true);
+                      std::int64_t begin, std::int64_t end, float* y) {
+  const Input input = low_rank_input(compute, path, x, begin, end - begin);
+  const float* u = inner(compute, path, input, end - begin);
+  linear_f32(compute, path.b, u, path.a.rows(), end - begin, y + begin * path.b.rows(), true);
 }
 
 void low_rank_backward(Compute& compute, const LowRank& path, const Activations& x, const float* dy,
                        std::int64_t tokens, float* d_a, float* d_b, float* dx) {
   const std::int64_t rank = path.a.rows(), rows = path.b.rows(), width = x.columns();
-  const Input input = low_rank_input(compute, path, x, tokens);
+  const Input input = low_rank_input(compute, path, x, 0, tokens);
   if (d_b != nullptr)
     dense_gradient(compute, dy, rows, inner(compute, path, input, tokens), rank, rank, tokens, d_b);
   if (d_a == nullptr && dx == nullptr) return;

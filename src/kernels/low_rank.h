@@ -6,9 +6,10 @@
 
 namespace trimpot {
 
-// y [tokens, rows] += scale B (A x). Dropout of x if compute.dropout_stream is set.
+// y [tokens, rows] += scale B (A x) for tokens [begin, end). Dropout of x if compute.dropout_stream
+// is set.
 void low_rank_forward(Compute& compute, const LowRank& path, const Activations& x,
-                      std::int64_t tokens, float* y);
+                      std::int64_t begin, std::int64_t end, float* y);
 
 // With u = A x and du = scale dy B:  dB += scale dy^T u,  dA += du^T x,  dx += du A.
 // Null pointers: not wanted.

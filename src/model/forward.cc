@@ -7,15 +7,9 @@ namespace trimpot {
 namespace {
 
 // Gives the layers that share an input the forms of it that they want, and runs them.
-template <std::size_t kCount>
 void read_linear(Compute& compute, Activations& x, std::int64_t rows,
-                 const std::array<LinearOutput, kCount>& outputs, bool add = false) {
-  std::array<LinearView, kCount> readers = [&]<std::size_t... kIndex>(
-      std::index_sequence<kIndex...>) {
-    return std::array<LinearView, kCount>{outputs[kIndex].linear...};
-  }
-  (std::make_index_sequence<kCount>());
-  x.prepare(compute, rows, readers);
+                 std::span<const LinearOutput> outputs, bool add = false) {
+  x.prepare(compute, rows, outputs);
   linear(compute, x, rows, outputs, add);
 }
 
@@ -79,16 +73,15 @@ void LayerActivations::allocate(const ModelConfig& config, std::int64_t rows) {
   feed_forward_rstd.reserve(rows);
 }
 
-void attention_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void attention_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                        std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                        const float* x, LayerActivations& a) {
   const AttentionShape& shape = config.attention;
-  rms_norm(compute, x, weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
+  rms_norm(compute, x, layer.weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
            a.attention_in.values(), a.attention_rstd.data());
   read_linear(compute, a.attention_in, rows,
-              std::array<LinearOutput, 3>{{{weights.q_proj, a.q.data()},
-                                           {weights.k_proj, a.k.data()},
-                                           {weights.v_proj, a.v.data()}}});
+              std::array{layer.output(kQ, a.q.data()), layer.output(kK, a.k.data()),
+                         layer.output(kV, a.v.data())});
   rope.rotate(compute, config, rows, shape.heads, 1.0f, a.q.data());
   rope.rotate(compute, config, rows, shape.kv_heads, 1.0f, a.k.data());
   for (const Segment& segment : segments)
@@ -98,40 +91,38 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerW
   attention(compute, shape, segments, a.q.data(), a.attention_out.values(), a.log_sum_exp.data());
 }
 
-void attention_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::int64_t rows, const float* x, LayerActivations& a) {
   std::copy_n(x, rows * config.hidden, a.middle.data());
-  read_linear(compute, a.attention_out, rows,
-              std::array<LinearOutput, 1>{{{weights.o_proj, a.middle.data()}}}, true);
-  rms_norm(compute, a.middle.data(), weights.feed_forward_norm.data(), rows, config.hidden,
+  read_linear(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data())}, true);
+  rms_norm(compute, a.middle.data(), layer.weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
 }
 
-void feed_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                   std::int64_t rows, LayerActivations& a) {
   read_linear(compute, a.feed_forward_in, rows,
-              std::array<LinearOutput, 2>{
-                  {{weights.gate_proj, a.gate.data()}, {weights.up_proj, a.up.data()}}});
+              std::array{layer.output(kGate, a.gate.data()), layer.output(kUp, a.up.data())});
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
 }
 
-void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                          std::int64_t rows, LayerActivations& a, float* y) {
-  a.feed_forward_out.prepare(compute, rows, std::array<LinearView, 1>{{weights.down_proj}});
+  const LinearOutput down = layer.output(kDown, y);
+  a.feed_forward_out.prepare(compute, rows, {&down, 1});
   if (y == nullptr) return;
   std::copy_n(a.middle.data(), rows * config.hidden, y);
-  linear(compute, a.feed_forward_out, rows, std::array<LinearOutput, 1>{{{weights.down_proj, y}}},
-         true);
+  linear(compute, a.feed_forward_out, rows, {&down, 1}, true);
 }
 
-void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void layer_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                    const float* x, LayerActivations& a, float* y) {
-  attention_forward(compute, config, weights, segments, rope, rows, x, a);
-  attention_output(compute, config, weights, rows, x, a);
-  feed_forward(compute, config, weights, rows, a);
-  feed_forward_output(compute, config, weights, rows, a, y);
+  attention_forward(compute, config, layer, segments, rope, rows, x, a);
+  attention_output(compute, config, layer, rows, x, a);
+  feed_forward(compute, config, layer, rows, a);
+  feed_forward_output(compute, config, layer, rows, a, y);
 }
 
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x) {
@@ -158,7 +149,7 @@ void Head::forward(Compute& compute, const Model& model, std::int64_t rows, cons
   rstd_.reserve(rows);
   rms_norm(compute, x, model.output_norm.data(), rows, config.hidden, config.rms_eps,
            normed_.values(), rstd_.data());
-  read_linear(compute, normed_, rows, std::array<LinearOutput, 1>{{{model.head_view(), logits}}});
+  read_linear(compute, normed_, rows, std::array{LinearOutput{model.head_view(), logits}});
 }
 
 }  // namespace trimpot

@@ -1,6 +1,7 @@
 // The forward pass: one layer is ten named calls, shared by generation, evaluation and training.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -47,22 +48,33 @@ struct LayerActivations {
   void allocate(const ModelConfig& config, std::int64_t rows);
 };
 
+// A layer as the rows of a batch see it: all alike, or in runs (LinearRun) with parts of their own.
+struct LayerView {
+  const LayerWeights& weights;
+  std::array<std::span<const LinearRun>, kLinearKinds.size()> runs{};
+
+  LayerView(const LayerWeights& weights) : weights(weights) {}
+  LinearOutput output(LinearIndex kind, float* y) const {
+    return {weights.*kLinearKinds[kind].linear, y, runs[kind]};
+  }
+};
+
 // One layer: x [rows, hidden] -> y [rows, hidden] (y may be x). Without y the down projection is
 // left out: the backward recomputes everything but the layer's output.
-void layer_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void layer_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                    const float* x, LayerActivations& a, float* y);
 
 // Its parts: up to a.attention_out; middle = x + o_proj(...), normed into a.feed_forward_in; up to
 // a.feed_forward_out; y = middle + down_proj(...).
-void attention_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void attention_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                        std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                        const float* x, LayerActivations& a);
-void attention_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::int64_t rows, const float* x, LayerActivations& a);
-void feed_forward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                   std::int64_t rows, LayerActivations& a);
-void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
+void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                          std::int64_t rows, LayerActivations& a, float* y);
 
 // Rows of the embedding, [rows, hidden]. Token ids must be inside the vocabulary.

@@ -27,4 +27,19 @@ std::size_t Overlay::bytes() const {
   return bytes;
 }
 
+LayerView LayerRuns::view(const Model& model, std::size_t layer, std::span<const OverlayRun> runs) {
+  LayerView view(model.layers[layer]);
+  for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind) {
+    const std::size_t index = layer * kLinearKinds.size() + kind;
+    runs_[kind].clear();
+    for (const OverlayRun& run : runs)
+      runs_[kind].push_back({run.begin, run.end,
+                             run.overlay != nullptr
+                                 ? run.overlay->linears[index].over(model.linear(index))
+                                 : LinearView(model.linear(index))});
+    view.runs[kind] = runs_[kind];
+  }
+  return view;
+}
+
 }  // namespace trimpot

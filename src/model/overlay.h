@@ -5,9 +5,10 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <vector>
 
-#include "model/weights.h"
+#include "model/forward.h"
 
 namespace trimpot {
 
@@ -26,6 +27,22 @@ struct LinearOverlay {
 struct Overlay {
   std::vector<LinearOverlay> linears;  // by Model::linear index
   std::size_t bytes() const;
+};
+
+// Rows [begin, end) of a batch and what they go through; null: the model as it is.
+struct OverlayRun {
+  std::int64_t begin, end;
+  const Overlay* overlay;
+};
+
+// One layer as the rows of a batch see it.
+class LayerRuns {
+ public:
+  // `runs` are in order and together all rows. The view refers to this object and the model.
+  LayerView view(const Model& model, std::size_t layer, std::span<const OverlayRun> runs);
+
+ private:
+  std::array<std::vector<LinearRun>, kLinearKinds.size()> runs_;
 };
 
 }  // namespace trimpot

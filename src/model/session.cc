@@ -3,11 +3,33 @@
 #include <algorithm>
 
 namespace trimpot {
+namespace {
 
-Sequence::Sequence(const Compute& compute, const Model& model, std::int64_t context)
+// Rows by overlay; none if no turn has one.
+std::vector<OverlayRun> overlay_runs(std::span<const Turn> turns) {
+  std::vector<OverlayRun> runs;
+  bool any = false;
+  std::int64_t row = 0;
+  for (const Turn& turn : turns) {
+    any = any || turn.overlay != nullptr;
+    const std::int64_t end = row + static_cast<std::int64_t>(turn.tokens.size());
+    if (!runs.empty() && runs.back().overlay == turn.overlay)
+      runs.back().end = end;
+    else
+      runs.push_back({row, end, turn.overlay});
+    row = end;
+  }
+  if (!any) runs.clear();
+  return runs;
+}
+
+}  // namespace
+
+Sequence::Sequence(const Compute& compute, const Model& model, std::int64_t context,
+                   CacheType cache)
     : shape_(model.config.attention), context_(context), caches_(model.layers.size()) {
-  for (KeyValues& cache : caches_)
-    cache.allocate(compute, model.config.attention, context, memory_.get());
+  for (KeyValues& key_values : caches_)
+    key_values.allocate(compute, model.config.attention, context, cache, memory_.get());
 }
 
 void Sequence::copy_prefix(const Sequence& from, std::int64_t length) {
@@ -39,6 +61,7 @@ Status Decoder::step(std::span<const Turn> turns, float* logits) {
     tokens_.insert(tokens_.end(), turn.tokens.begin(), turn.tokens.end());
   }
   batch.tokens = tokens_;
+  const std::vector<OverlayRun> runs = overlay_runs(turns);
   const auto rows = static_cast<std::int64_t>(tokens_.size());
   activations_.allocate(config, rows);
   x_.reserve(static_cast<std::size_t>(rows * config.hidden));
@@ -47,8 +70,10 @@ Status Decoder::step(std::span<const Turn> turns, float* logits) {
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
     for (std::size_t i = 0; i < turns.size(); ++i)
       batch.segments[i].cache = &turns[i].sequence->caches_[layer];
-    layer_forward(compute_, config, model_.layers[layer], batch.segments, rope_, rows, x_.data(),
-                  activations_, x_.data());
+    const LayerView view =
+        runs.empty() ? LayerView(model_.layers[layer]) : layer_runs_.view(model_, layer, runs);
+    layer_forward(compute_, config, view, batch.segments, rope_, rows, x_.data(), activations_,
+                  x_.data());
   }
   std::int64_t wanted = 0;
   last_.reserve(turns.size() * static_cast<std::size_t>(config.hidden));

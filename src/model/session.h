@@ -17,13 +17,14 @@ namespace trimpot {
 class Sequence {
  public:
   // `context`: the most tokens it may have.
-  Sequence(const Compute& compute, const Model& model, std::int64_t context);
+  Sequence(const Compute& compute, const Model& model, std::int64_t context,
+           CacheType cache = CacheType::kFloat);
   std::int64_t length() const { return length_; }
   std::int64_t context() const { return context_; }
   // Forgets everything from position `length` on.
   void truncate(std::int64_t length) { length_ = length < length_ ? length : length_; }
-  // Becomes the first `length` tokens of another sequence of the same model, which has at least as
-  // many; they fit in this one's context.
+  // Becomes the first `length` tokens of another sequence of the same model and type of cache,
+  // which has at least as many; they fit in this one's context.
   void copy_prefix(const Sequence& from, std::int64_t length);
 
  private:
@@ -66,6 +67,7 @@ class Decoder {
   std::vector<TokenId> tokens_;
   RopeTable rope_;
   LayerActivations activations_;
+  LayerRuns layer_runs_;
   AlignedBuffer<float> x_;     // [rows, hidden] after the last layer
   AlignedBuffer<float> last_;  // the rows whose logits are wanted
   Head head_;
@@ -74,8 +76,9 @@ class Decoder {
 // One sequence.
 class Session {
  public:
-  Session(Compute& compute, const Model& model, std::int64_t context)
-      : model_(model), sequence_(compute, model, context), decoder_(compute, model) {}
+  Session(Compute& compute, const Model& model, std::int64_t context,
+          CacheType cache = CacheType::kFloat)
+      : model_(model), sequence_(compute, model, context, cache), decoder_(compute, model) {}
 
   std::int64_t length() const { return sequence_.length(); }
   std::int64_t context() const { return sequence_.context(); }

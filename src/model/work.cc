@@ -46,14 +46,20 @@ double attention_macs(const ModelConfig& config, double first, double tokens) {
   return 2.0 * keys * static_cast<double>(config.attention.q_width() * config.layers);
 }
 
-Work passes(const Compute& compute, const Model& model, double first, double tokens) {
+// Of a key or a value with its share of the scale.
+double key_bytes(const Compute& compute, const AttentionShape& shape, CacheType cache) {
+  if (cache == CacheType::kInt8) return 1.0 + 4.0 / static_cast<double>(shape.head_dim);
+  return compute.precision == Precision::kF32 ? 4.0 : 2.0;
+}
+
+Work passes(const Compute& compute, const Model& model, double first, double tokens,
+            CacheType cache = CacheType::kFloat) {
   Work work;
   for (std::size_t index = 0; index < model.linear_count(); ++index)
     add_forward(compute, model.linear(index), tokens, work);
   work.f32_macs += attention_macs(model.config, first, tokens);
-  const double key_bytes = compute.precision == Precision::kF32 ? 4.0 : 2.0;
   work.bytes = static_cast<double>(model.weight_bytes()) +
-               2.0 * first * key_bytes *
+               2.0 * first * key_bytes(compute, model.config.attention, cache) *
                    static_cast<double>(model.config.attention.kv_width() * model.config.layers);
   // Of an embedding that is not the head too, a row is read.
   if (model.head.rows() > 0) work.bytes -= static_cast<double>(model.embedding.bytes());
@@ -63,9 +69,9 @@ Work passes(const Compute& compute, const Model& model, double first, double tok
 }  // namespace
 
 Work decode_work(const Compute& compute, const Model& model, std::int64_t position,
-                 std::int64_t sequences) {
+                 std::int64_t sequences, CacheType cache) {
   const auto count = static_cast<double>(sequences);
-  Work work = passes(compute, model, static_cast<double>(position), 1.0);
+  Work work = passes(compute, model, static_cast<double>(position), 1.0, cache);
   add_product(compute, model.head_matrix(), 1.0, work);
   const double weights = passes(compute, model, 0.0, 1.0).bytes;
   return {weights + count * (work.bytes - weights), count * work.int8_macs, count * work.bf16_macs,

@@ -25,7 +25,7 @@ struct Work {
 
 // One token after `position` others in each of some sequences, with the logits of the next ones.
 Work decode_work(const Compute& compute, const Model& model, std::int64_t position,
-                 std::int64_t sequences);
+                 std::int64_t sequences, CacheType cache = CacheType::kFloat);
 // `tokens` at once from an empty context, with the logits after the last one.
 Work prefill_work(const Compute& compute, const Model& model, std::int64_t tokens);
 // A forward pass over one sequence with the loss of every token; with `sink`, its backward, which

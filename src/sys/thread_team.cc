@@ -27,7 +27,8 @@ void wait_for_change(const std::atomic<std::uint32_t>& flag, std::uint32_t old) 
 
 }  // namespace
 
-ThreadTeam::ThreadTeam(int threads) : finished_(new Flag[std::max(threads - 1, 1)]) {
+ThreadTeam::ThreadTeam(int threads)
+    : finished_(new Flag[std::max(threads - 1, 1)]), stretches_(new Stretch[threads]) {
   for (int index = 0; index + 1 < threads; ++index)
     workers_.emplace_back([this, index] { work(index); });
 }

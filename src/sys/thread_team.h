@@ -2,6 +2,7 @@
 // so results never depend on the number of threads or on who did which part.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -24,8 +25,9 @@ class ThreadTeam {
 
   // Calls body(begin, end, member) for pieces of at most `grain` that cover [0, count), each once,
   // and returns when all are done; `member` (0 .. size() - 1) tells threads' scratch memory apart.
-  // Pieces are handed out dynamically: a core that the system took away for a moment does not hold
-  // up the others. Not to be nested.
+  // Each member takes the pieces of its own stretch in order, so that it reads memory in order, and
+  // then what is left of the others': a core that the system took away for a moment does not hold
+  // them up. Not to be nested.
   template <typename Body>
   void for_each(std::int64_t count, std::int64_t grain, Body&& body) {
     if (count <= 0) return;
@@ -34,12 +36,19 @@ class ThreadTeam {
         body(begin, begin + grain < count ? begin + grain : count, 0);
       return;
     }
-    next_.store(0, std::memory_order_relaxed);
+    const int members = size();
+    const std::int64_t total = (count + grain - 1) / grain;
+    for (int member = 0; member < members; ++member) {
+      stretches_[member].next.store(total * member / members * grain, std::memory_order_relaxed);
+      stretches_[member].end = std::min(count, total * (member + 1) / members * grain);
+    }
     auto pieces = [&](int member) {
-      for (;;) {
-        const std::int64_t begin = next_.fetch_add(grain, std::memory_order_relaxed);
-        if (begin >= count) return;
-        body(begin, begin + grain < count ? begin + grain : count, member);
+      for (int i = 0; i < members; ++i) {
+        Stretch& stretch = stretches_[(member + i) % members];
+        while (stretch.next.load(std::memory_order_relaxed) < stretch.end) {
+          const std::int64_t begin = stretch.next.fetch_add(grain, std::memory_order_relaxed);
+          if (begin < stretch.end) body(begin, std::min(begin + grain, stretch.end), member);
+        }
       }
     };
     run(&pieces,
@@ -56,7 +65,11 @@ class ThreadTeam {
   };
   Flag start_;                        // counts the runs; workers wait for it to change
   std::unique_ptr<Flag[]> finished_;  // per worker: the last run it has finished
-  alignas(64) std::atomic<std::int64_t> next_{0};
+  struct alignas(64) Stretch {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+  std::unique_ptr<Stretch[]> stretches_;  // per member
   void* context_ = nullptr;
   Call call_ = nullptr;
   std::atomic<bool> stopping_{false};

@@ -12,6 +12,11 @@ namespace {
 
 bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
+void copy(std::span<const f16> from, AlignedBuffer<f16>& to) {
+  to.resize(from.size());
+  std::copy(from.begin(), from.end(), to.data());
+}
+
 // The pair in the model's order of rows and channels.
 std::unique_ptr<LowRank> make_path(const Adapter& adapter, const AdapterPart& part,
                                    const Linear& linear, const LinearAxes& axes) {
@@ -34,18 +39,19 @@ std::unique_ptr<LowRank> make_path(const Adapter& adapter, const AdapterPart& pa
 }
 
 // The differences as columns of their own beside the layer's weights.
-void put_beside(const WeakSum& sum, const LinearAxes& axes, Linear& linear) {
+void put_beside(const WeakSum& sum, const LinearAxes& axes, LinearOverlay& out) {
   const auto count = static_cast<std::int64_t>(sum.channels.size());
-  linear.weak = Matrix::zeros(Storage::kF32, linear.rows(), count);
-  for (std::int64_t row = 0; row < linear.rows(); ++row)
+  const auto rows = static_cast<std::int64_t>(sum.values.size()) / count;
+  out.weak = Matrix::zeros(Storage::kF32, rows, count);
+  for (std::int64_t row = 0; row < rows; ++row)
     for (std::int64_t c = 0; c < count; ++c)
-      linear.weak.dense_f32()[linear.weak.dense_index(row, c)] =
+      out.weak.dense_f32()[out.weak.dense_index(row, c)] =
           sum.values[static_cast<std::size_t>(original(axes.rows, row) * count + c)];
   const ColumnOrder inverse = inverse_order(axes.columns);
   std::vector<std::int32_t> positions;
   for (const std::int32_t channel : sum.channels)
     positions.push_back(static_cast<std::int32_t>(original(inverse, channel)));
-  linear.weak_columns = std::make_shared<const std::vector<std::int32_t>>(std::move(positions));
+  out.weak_columns = std::make_shared<const std::vector<std::int32_t>>(std::move(positions));
 }
 
 }  // namespace
@@ -72,44 +78,52 @@ WeakSum sum_weak(std::span<const Adapter> adapters, std::size_t index, std::int6
   return sum;
 }
 
-Status set_scales(std::span<const Adapter> adapters, Model& model) {
-  for (std::size_t index = 0; index < model.linear_count(); ++index) {
-    const std::vector<f16>*scales = nullptr, *zeros = nullptr;
-    for (const Adapter& adapter : adapters) {
-      const AdapterPart& part = adapter.layers[index];
-      if (!part.scale.empty()) scales = &part.scale;
-      if (!part.zero.empty()) zeros = &part.zero;
-      if ((!part.scale.empty() || !part.zero.empty()) && adapter.factor != 1.0f)
-        return fail(
-            "{}: scales and zero-points are final values; a factor of {} has no meaning "
-            "for them",
-            adapter.path, adapter.factor);
-    }
-    if (scales == nullptr && zeros == nullptr) continue;
-    Matrix& matrix = model.linear(index).weight;
-    const ColumnOrder rows = linear_axes(model, index).rows;
-    for (std::int64_t row = 0; row < matrix.rows(); ++row)
-      for (std::int64_t group = 0; group < matrix.groups(); ++group) {
-        const std::size_t to = matrix.scale_index(row, group);
-        const auto at = static_cast<std::size_t>(original(rows, row) * matrix.groups() + group);
-        const GroupValues old = group_values(matrix, to);
-        const GroupValues now =
-            committed_group(old, scales != nullptr ? (*scales)[at] : old.scale,
-                            zeros != nullptr ? std::optional<f16>((*zeros)[at]) : std::nullopt);
-        if (!finite(now.scale) || !finite(now.centre))
-          return fail("tensor {}, row {}, group {}: not a finite number", linear_tensor_name(index),
-                      row, group);
-        set_group_values(matrix, to, now);
-      }
+Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, const Model& model,
+                      LinearOverlay& out) {
+  const std::vector<f16>*scales = nullptr, *zeros = nullptr;
+  for (const Adapter& adapter : adapters) {
+    const AdapterPart& part = adapter.layers[index];
+    if (!part.scale.empty()) scales = &part.scale;
+    if (!part.zero.empty()) zeros = &part.zero;
+    if ((!part.scale.empty() || !part.zero.empty()) && adapter.factor != 1.0f)
+      return fail(
+          "{}: scales and zero-points are final values; a factor of {} has no meaning for them",
+          adapter.path, adapter.factor);
   }
+  if (scales == nullptr && zeros == nullptr) return {};
+  const Matrix& matrix = model.linear(index).weight;
+  const ColumnOrder rows = linear_axes(model, index).rows;
+  copy(matrix.scales(), out.scales);
+  if (zeros != nullptr) copy(matrix.zeros(), out.zeros);  // else they stay the base's
+  copy(matrix.offsets(), out.offsets);
+  // There are millions of groups: the arrays are found once.
+  const std::span<const f16> base_scales = matrix.scales();
+  const std::span<const f16> base_centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
+  AlignedBuffer<f16>& centres = matrix.has_zeros() ? out.zeros : out.offsets;
+  for (std::int64_t row = 0; row < matrix.rows(); ++row)
+    for (std::int64_t group = 0; group < matrix.groups(); ++group) {
+      const std::size_t to = matrix.scale_index(row, group);
+      const auto at = static_cast<std::size_t>(original(rows, row) * matrix.groups() + group);
+      const GroupValues old{base_scales[to], base_centres.empty() ? f16{0} : base_centres[to],
+                            matrix.has_zeros()};
+      const GroupValues now =
+          committed_group(old, scales != nullptr ? (*scales)[at] : old.scale,
+                          zeros != nullptr ? std::optional<f16>((*zeros)[at]) : std::nullopt);
+      if (!finite(now.scale) || !finite(now.centre))
+        return fail("tensor {}, row {}, group {}: not a finite number", linear_tensor_name(index),
+                    row, group);
+      out.scales[to] = now.scale;
+      if (!centres.empty()) centres[to] = now.centre;
+    }
   return {};
 }
 
-Status add_to_weak_columns(const WeakSum& sum, std::size_t index, Model& model) {
-  Matrix& weak = model.linear(index).weak;
+Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, LinearOverlay& out) {
+  if (sum.channels.empty()) return {};
   const ColumnOrder rows = linear_axes(model, index).rows;
   const std::vector<std::int32_t> channels = weak_channels(model, index);
-  const std::span<f16> values = weak.dense_f16();
+  out.weak = model.linear(index).weak.clone();
+  const std::span<f16> values = out.weak.dense_f16();
   for (std::size_t c = 0; c < sum.channels.size(); ++c) {
     const auto found = std::find(channels.begin(), channels.end(), sum.channels[c]);
     if (found == channels.end() || values.empty())
@@ -117,11 +131,11 @@ Status add_to_weak_columns(const WeakSum& sum, std::size_t index, Model& model) 
           "{}: channel {} of the adapter is none of this model's weak columns; `trimpot "
           "quantize --weak-columns-from` makes a model that has the same ones",
           linear_tensor_name(index), sum.channels[c]);
-    for (std::int64_t row = 0; row < weak.rows(); ++row) {
+    for (std::int64_t row = 0; row < out.weak.rows(); ++row) {
       const float difference =
           sum.values[static_cast<std::size_t>(original(rows, row)) * sum.channels.size() + c];
       if (difference == 0.0f) continue;  // -0 stays
-      f16& value = values[weak.dense_index(row, found - channels.begin())];
+      f16& value = values[out.weak.dense_index(row, found - channels.begin())];
       value = f32_to_f16(f16_to_f32(value) + difference);
       if (!finite(value))
         return fail("tensor {}, row {}, channel {}: the sum exceeds 16-bit floats",
@@ -129,6 +143,15 @@ Status add_to_weak_columns(const WeakSum& sum, std::size_t index, Model& model) 
     }
   }
   return {};
+}
+
+void put_into(LinearOverlay&& from, Linear& linear) {
+  std::copy_n(from.scales.data(), from.scales.size(), linear.weight.scales().data());
+  std::copy_n(from.zeros.data(), from.zeros.size(), linear.weight.zeros().data());
+  std::copy_n(from.offsets.data(), from.offsets.size(), linear.weight.offsets().data());
+  if (from.weak.rows() > 0) linear.weak = std::move(from.weak);
+  if (from.weak_columns) linear.weak_columns = std::move(from.weak_columns);
+  if (from.low_rank) linear.low_rank = std::move(from.low_rank);
 }
 
 Status check_conflicts(std::span<const Adapter> adapters, bool low_rank_adds) {
@@ -153,29 +176,46 @@ Status check_conflicts(std::span<const Adapter> adapters, bool low_rank_adds) {
   return {};
 }
 
-Status apply_adapters(std::span<const Adapter> adapters, Model& model) {
+Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& model) {
   TRIMPOT_TRY_VOID(check_conflicts(adapters, false));
-  TRIMPOT_TRY_VOID(set_scales(adapters, model));
+  Overlay overlay;
+  overlay.linears.resize(model.linear_count());
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
-    Linear& linear = model.linear(index);
+    LinearOverlay& out = overlay.linears[index];
+    const Linear& linear = model.linear(index);
     const LinearAxes axes = linear_axes(model, index);
+    TRIMPOT_TRY_VOID(overlay_scales(adapters, index, model, out));
     const WeakSum sum = sum_weak(adapters, index, linear.rows());
     if (!sum.channels.empty() && linear.weak.rows() == 0)
-      put_beside(sum, axes, linear);
+      put_beside(sum, axes, out);
     else
-      TRIMPOT_TRY_VOID(add_to_weak_columns(sum, index, model));
+      TRIMPOT_TRY_VOID(overlay_weak(sum, index, model, out));
     for (const Adapter& adapter : adapters) {
       const AdapterPart& part = adapter.layers[index];
-      if (part.rank > 0) linear.low_rank = make_path(adapter, part, linear, axes);
+      if (part.rank > 0) out.low_rank = make_path(adapter, part, linear, axes);
     }
   }
+  return overlay;
+}
+
+Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, const Model& model) {
+  TRIMPOT_TRY(const Adapter adapter, read_adapter(path, base, model));
+  auto overlay = make_overlay({&adapter, 1}, model);
+  if (!overlay) return fail("{}: {}", path, overlay.error().message);
+  return overlay;
+}
+
+Status apply_adapters(std::span<const Adapter> adapters, Model& model) {
+  TRIMPOT_TRY(Overlay overlay, make_overlay(adapters, model));
+  for (std::size_t index = 0; index < model.linear_count(); ++index)
+    put_into(std::move(overlay.linears[index]), model.linear(index));
   return {};
 }
 
 Status apply_adapter(const std::string& path, const gguf::File& base, Model& model) {
-  TRIMPOT_TRY(const Adapter adapter, read_adapter(path, {base.path(), fingerprint(base)}, model));
-  const Status status = apply_adapters(std::span(&adapter, 1), model);
-  if (!status) return fail("{}: {}", path, status.error().message);
+  TRIMPOT_TRY(Overlay overlay, load_overlay(path, {base.path(), fingerprint(base)}, model));
+  for (std::size_t index = 0; index < model.linear_count(); ++index)
+    put_into(std::move(overlay.linears[index]), model.linear(index));
   return {};
 }
 

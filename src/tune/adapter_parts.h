@@ -20,11 +20,15 @@ inline std::int64_t original(const ColumnOrder& order, std::int64_t position) {
   return order ? (*order)[static_cast<std::size_t>(position)] : position;
 }
 
-// Scales and zero-points of the adapters into all layers. Errors: a factor, values that are not
+// Scales and zero-points of one layer under the adapters. Errors: a factor, values that are not
 // finite.
-Status set_scales(std::span<const Adapter> adapters, Model& model);
+Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, const Model& model,
+                      LinearOverlay& out);
 
 // f16(old + difference) for columns that the layer has. Errors: others, values that are not finite.
-Status add_to_weak_columns(const WeakSum& sum, std::size_t index, Model& model);
+Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, LinearOverlay& out);
+
+// Makes an overlay the layer's own.
+void put_into(LinearOverlay&& from, Linear& linear);
 
 }  // namespace trimpot

@@ -144,9 +144,10 @@ Status merge_groups(std::span<const Adapter> adapters, std::size_t index, Thread
 
 Status merge_adapters(std::span<const Adapter> adapters, ThreadTeam& team, Model& model) {
   TRIMPOT_TRY_VOID(check_conflicts(adapters, true));
-  TRIMPOT_TRY_VOID(set_scales(adapters, model));
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     Linear& linear = model.linear(index);
+    LinearOverlay changed;
+    TRIMPOT_TRY_VOID(overlay_scales(adapters, index, model, changed));
     const WeakSum weak = sum_weak(adapters, index, linear.rows());
     const bool low_rank = has_low_rank(adapters, index, false);
     const bool dense = !linear.weight.quantized() && linear.weak.rows() == 0;
@@ -166,7 +167,8 @@ Status merge_adapters(std::span<const Adapter> adapters, ThreadTeam& team, Model
     if (dense && (low_rank || !weak.channels.empty()))
       TRIMPOT_TRY_VOID(merge_dense(adapters, weak, index, team, model));
     else
-      TRIMPOT_TRY_VOID(add_to_weak_columns(weak, index, model));
+      TRIMPOT_TRY_VOID(overlay_weak(weak, index, model, changed));
+    put_into(std::move(changed), linear);
     if (has_low_rank(adapters, index, true))
       TRIMPOT_TRY_VOID(merge_groups(adapters, index, team, model));
   }

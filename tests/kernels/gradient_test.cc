@@ -36,7 +36,9 @@ Activations activations(Compute& compute, const std::vector<float>& values, std:
   const std::int64_t tokens = static_cast<std::int64_t>(values.size()) / columns;
   x.allocate(tokens, columns);
   std::copy(values.begin(), values.end(), x.values());
-  x.prepare(compute, tokens, readers);
+  std::vector<LinearOutput> outputs;
+  for (const LinearView& reader : readers) outputs.push_back({reader, nullptr});
+  x.prepare(compute, tokens, outputs);
   return x;
 }
 

@@ -241,7 +241,9 @@ Activations activations(Compute& compute, const std::vector<float>& values, std:
   const std::int64_t tokens = static_cast<std::int64_t>(values.size()) / columns;
   x.allocate(tokens, columns);
   std::copy(values.begin(), values.end(), x.values());
-  x.prepare(compute, tokens, readers);
+  std::vector<LinearOutput> outputs;
+  for (const LinearView& reader : readers) outputs.push_back({reader, nullptr});
+  x.prepare(compute, tokens, outputs);
   return x;
 }
 
@@ -470,8 +472,8 @@ TEST_P(LinearLayers, DifferentOrdersOfOneInput) {
   // New values in the same buffers, with other readers first: nothing of the old ones is left.
   const auto fresh = random.normals(tokens * 69);
   std::copy(fresh.begin(), fresh.end(), in.values());
-  std::reverse(readers.begin(), readers.end());
-  in.prepare(compute, tokens, readers);
+  const std::vector<LinearOutput> reversed(outputs.rbegin(), outputs.rend());
+  in.prepare(compute, tokens, reversed);
   linear(compute, in, tokens, outputs);
   for (std::size_t i = 0; i < layers.size(); ++i)
     EXPECT_TRUE(same_bits(together[i], forward(compute, layers[i], fresh))) << i;

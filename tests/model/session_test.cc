@@ -30,6 +30,7 @@ ToyOptions session_options() {
 struct Setup {
   const Kernels* kernels;
   Precision precision;
+  CacheType cache;
 };
 
 class SessionBits : public testing::TestWithParam<Setup> {
@@ -44,7 +45,7 @@ class SessionBits : public testing::TestWithParam<Setup> {
   // Logits of all rows, the tokens appended in pieces of these sizes.
   Logits read(int threads, const std::vector<std::size_t>& pieces) const {
     Compute compute(*GetParam().kernels, GetParam().precision, threads);
-    Session session(compute, *model_, 80);
+    Session session(compute, *model_, 80, GetParam().cache);
     Logits out;
     std::span<const TokenId> rest = tokens_;
     for (const std::size_t piece : pieces) {
@@ -68,12 +69,14 @@ std::vector<Setup> setups() {
   std::vector<Setup> out;
   for (const Kernels* kernels : usable_kernels())
     for (const Precision precision : {Precision::kF32, Precision::kDefault})
-      out.push_back({kernels, precision});
+      for (const CacheType cache : {CacheType::kFloat, CacheType::kInt8})
+        out.push_back({kernels, precision, cache});
   return out;
 }
 INSTANTIATE_TEST_SUITE_P(All, SessionBits, testing::ValuesIn(setups()), [](const auto& info) {
   return std::string(info.param.kernels->name) +
-         (info.param.precision == Precision::kF32 ? "_f32" : "_default");
+         (info.param.precision == Precision::kF32 ? "_f32" : "_default") +
+         (info.param.cache == CacheType::kInt8 ? "_int8" : "");
 });
 
 TEST_P(SessionBits, AnyPiecesAndAnyThreads) {
@@ -97,7 +100,8 @@ TEST_P(SessionBits, OtherSequencesMakeNoDifference) {
   const auto own_tokens = [&](std::size_t i) { return tokens.subspan(3 * i, 20 + 2 * i); };
   Decoder decoder(compute, *model_);
   std::vector<Sequence> sequences;
-  for (std::size_t i = 0; i < kSequences; ++i) sequences.emplace_back(compute, *model_, 40);
+  for (std::size_t i = 0; i < kSequences; ++i)
+    sequences.emplace_back(compute, *model_, 40, GetParam().cache);
   std::vector<Logits> together(kSequences), alone(kSequences);
   for (int step = 0; step < 8; ++step) {
     std::vector<Turn> turns;
@@ -118,7 +122,7 @@ TEST_P(SessionBits, OtherSequencesMakeNoDifference) {
                                   logits.begin() + (k + 1) * 45);
   }
   for (std::size_t i = 0; i < kSequences; ++i) {
-    Session session(compute, *model_, 40);
+    Session session(compute, *model_, 40, GetParam().cache);
     for (int step = 0; step < 8; ++step) {
       if (step < static_cast<int>(i) % 3) continue;
       const auto done = static_cast<std::size_t>(session.length());
@@ -134,7 +138,7 @@ TEST_P(SessionBits, OtherSequencesMakeNoDifference) {
 
 TEST_P(SessionBits, Truncate) {
   Compute compute(*GetParam().kernels, GetParam().precision, 2);
-  Session session(compute, *model_, 80);
+  Session session(compute, *model_, 80, GetParam().cache);
   const std::span<const TokenId> tokens = tokens_;
   Logits first(45), again(45), direct(45);
   ASSERT_TRUE(session.append(tokens.first(40), first.data()));
@@ -148,7 +152,7 @@ TEST_P(SessionBits, Truncate) {
   // Another continuation: nothing of the first one is left.
   session.truncate(20);
   ASSERT_TRUE(session.append(tokens.subspan(50, 20), again.data()));
-  Session fresh(compute, *model_, 80);
+  Session fresh(compute, *model_, 80, GetParam().cache);
   ASSERT_TRUE(fresh.append(tokens.first(20), nullptr));
   ASSERT_TRUE(fresh.append(tokens.subspan(50, 20), direct.data()));
   EXPECT_TRUE(same_bits(again, direct));
@@ -157,7 +161,7 @@ TEST_P(SessionBits, Truncate) {
   EXPECT_TRUE(same_bits(again, first));
 }
 
-// Against the references in double (f32 path); the default path within what int8 activations cost.
+// Against the references in double (f32 path); others within what rounding to int8 costs.
 TEST_P(SessionBits, LogitsAreRight) {
   const Logits got = read(2, {70});
   const auto reference = reference_model<double>(*model_);
@@ -165,9 +169,10 @@ TEST_P(SessionBits, LogitsAreRight) {
   std::vector<double> x = ref::embed(reference, tokens);
   ref::LayerState<double> state;
   for (const auto& layer : reference.layers) x = ref::layer_forward(reference, layer, x, state);
-  const bool f32 = GetParam().precision == Precision::kF32;
+  const bool exact =
+      GetParam().precision == Precision::kF32 && GetParam().cache == CacheType::kFloat;
   // Sums of up to 96 terms, some 15 of them in a row.
-  EXPECT_LE(relative_error(got, ref::logits_of(reference, x)), f32 ? 15 * 96 * kRoundoff : 0.05);
+  EXPECT_LE(relative_error(got, ref::logits_of(reference, x)), exact ? 15 * 96 * kRoundoff : 0.05);
 }
 
 class SessionUse : public testing::Test {
@@ -226,7 +231,8 @@ TEST_P(SessionBits, LongContexts) {
   std::vector<TokenId> tokens;
   for (int i = 0; i < 1030; ++i) tokens.push_back(static_cast<TokenId>(random.below(45)));
   Compute compute(*GetParam().kernels, GetParam().precision, 3);
-  Session whole(compute, *model_, 1030), pieces(compute, *model_, 1030);
+  Session whole(compute, *model_, 1030, GetParam().cache),
+      pieces(compute, *model_, 1030, GetParam().cache);
   Logits want, got;
   ASSERT_TRUE(whole.append_all(tokens, 1018, [&](std::int64_t, const float* logits) {
     want.insert(want.end(), logits, logits + 45);
@@ -239,6 +245,30 @@ TEST_P(SessionBits, LongContexts) {
     got.insert(got.end(), logits.begin(), logits.end());
   }
   EXPECT_TRUE(same_bits(got, want));
+}
+
+// A copy goes on as the original does, for lengths inside and at the end of a block of 16 keys, in
+// a context of another size.
+TEST_P(SessionBits, CopyPrefix) {
+  Compute compute(*GetParam().kernels, GetParam().precision, 2);
+  Decoder decoder(compute, *model_);
+  const std::span<const TokenId> tokens = tokens_;
+  Sequence whole(compute, *model_, 70, GetParam().cache);
+  Turn turn{&whole, tokens, false};
+  ASSERT_TRUE(decoder.step({&turn, 1}, nullptr));
+  Logits want(45), got(45);
+  for (const std::size_t length : {1, 15, 16, 17, 48, 69}) {
+    Sequence copy(compute, *model_, 90, GetParam().cache);
+    turn = {&copy, tokens.last(9), false};  // something to overwrite
+    ASSERT_TRUE(decoder.step({&turn, 1}, nullptr));
+    copy.copy_prefix(whole, static_cast<std::int64_t>(length));
+    EXPECT_EQ(copy.length(), static_cast<std::int64_t>(length));
+    turn = {&copy, tokens.subspan(length, 1), true};
+    ASSERT_TRUE(decoder.step({&turn, 1}, got.data()));
+    Session alone(compute, *model_, 70, GetParam().cache);
+    ASSERT_TRUE(alone.append(tokens.first(length + 1), want.data()));
+    EXPECT_TRUE(same_bits(got, want)) << length;
+  }
 }
 
 TEST_F(SessionUse, AStepWithABadTurnChangesNothing) {

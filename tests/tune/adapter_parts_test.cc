@@ -6,6 +6,7 @@
 
 #include "eval/diff.h"
 #include "io/test_files.h"
+#include "model/session.h"
 #include "support/compare.h"
 #include "tune/adapter.h"
 #include "tune/matrices.h"
@@ -143,6 +144,66 @@ TEST_F(Parts, BasePlusAdapterIsTheTunedModel) {
             << tensor.name;
       }
     }
+}
+
+// Rows of one batch through the base and through adapters of every kind: each sequence gets the
+// bits of the tuned model alone, in a long prompt, a short one and single tokens, whoever is beside
+// it.
+TEST_F(Parts, RowsOfOneBatchThroughDifferentAdapters) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const ToyModel base = load(c.toy, "base.gguf");
+    std::vector<std::unique_ptr<Model>> tuned;
+    std::vector<Overlay> overlays;
+    for (const Kind kind : c.kinds)
+      for (const std::uint64_t seed : {7, 8}) {
+        tuned.push_back(fresh(base.file));
+        tune(kind, base.file, *tuned.back(), path("a.safetensors"), seed);
+        auto overlay = load_overlay(path("a.safetensors"),
+                                    {path("base.gguf"), fingerprint(base.file)}, *base.model);
+        ASSERT_TRUE(overlay) << overlay.error().message;
+        overlays.push_back(std::move(*overlay));
+      }
+    const std::int64_t vocabulary = base.model->config.vocabulary;
+    for (const Precision precision : {Precision::kF32, Precision::kDefault})
+      for (const int threads : {1, 3}) {
+        Compute compute(*usable_kernels().front(), precision, threads);
+        Decoder decoder(compute, *base.model);
+        // Prompts of 1 to 12 tokens: shorter and longer than what is worth a pass of its own.
+        const std::size_t count = 2 * overlays.size() + 2;
+        std::vector<std::vector<TokenId>> prompts(count);
+        std::vector<Sequence> sequences;
+        std::vector<Turn> turns(count);
+        for (std::size_t i = 0; i < count; ++i) {
+          for (std::size_t t = 0; t < 1 + i * 5 % 12; ++t)
+            prompts[i].push_back(static_cast<TokenId>((3 + 7 * i + 5 * t) % 23));
+          sequences.emplace_back(compute, *base.model, 16);
+        }
+        const auto model_of = [&](std::size_t i) {
+          return i % (count / 2) == 0 ? nullptr : &overlays[i % (count / 2) - 1];
+        };
+        for (std::size_t i = 0; i < count; ++i)
+          turns[i] = {&sequences[i], prompts[i], true, model_of(i)};
+        std::vector<float> got(count * vocabulary), next(got.size());
+        ASSERT_TRUE(decoder.step(turns, got.data()));
+        const TokenId token = 4;
+        for (Turn& turn : turns) turn.tokens = {&token, 1};
+        ASSERT_TRUE(decoder.step(turns, next.data()));
+        for (std::size_t i = 0; i < count; ++i) {
+          const Overlay* overlay = model_of(i);
+          Session alone(compute, overlay ? *tuned[overlay - overlays.data()] : *base.model, 16);
+          std::vector<float> want(vocabulary);
+          ASSERT_TRUE(alone.append(prompts[i], want.data()));
+          EXPECT_TRUE(same_bits(std::span(std::as_const(want)),
+                                std::span(std::as_const(got)).subspan(i * vocabulary, vocabulary)))
+              << i;
+          ASSERT_TRUE(alone.append({&token, 1}, want.data()));
+          EXPECT_TRUE(same_bits(std::span(std::as_const(want)),
+                                std::span(std::as_const(next)).subspan(i * vocabulary, vocabulary)))
+              << i;
+        }
+      }
+  }
 }
 
 // Two files of one model, one of them reordered, tuned alike in the original's terms: the adapters'

@@ -11,6 +11,7 @@ struct PplOptions {
   std::int64_t context = 0;
   std::int64_t chunks = 0;
   std::string stride = "llama";
+  std::string cache = "f16";
   bool json = false;
 };
 
@@ -23,6 +24,7 @@ Status eval_ppl(const PplOptions& options) {
   protocol.score_all = paper;
   protocol.context = options.context > 0 ? options.context : paper ? 2048 : 512;
   protocol.chunks = options.chunks;
+  protocol.cache = cache_type(options.cache);
   if (!paper && engine->tokenizer->adds_bos() && engine->tokenizer->bos())
     protocol.bos = *engine->tokenizer->bos();
   const Clock clock;
@@ -68,6 +70,7 @@ void add_eval_ppl(CLI::App& eval, Action& action) {
                   "positions of non-overlapping windows")
       ->check(CLI::IsMember({"llama", "paper"}))
       ->capture_default_str();
+  add_cache_option(*ppl, options->cache);
   ppl->add_flag("--json", options->json, "one JSON object instead of text");
   ppl->footer("Example:\n  trimpot eval ppl -m model.gguf -f wiki.test.raw -c 512 --chunks 64");
   ppl->callback([options, &action] { action = [options] { return eval_ppl(*options); }; });

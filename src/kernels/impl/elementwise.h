@@ -227,6 +227,12 @@ void scale(const float* x, std::int64_t count, float factor, float* out) {
 }
 
 template <class S>
+void scale_each(const float* factors, std::int64_t count, float* x) {
+  for_each_vector<S>(count,
+                     [&](auto load, auto store) { store(x, S::mul(load(factors), load(x))); });
+}
+
+template <class S>
 void add(const float* x, std::int64_t count, float* out) {
   for_each_vector<S>(count, [&](auto load, auto store) { store(out, S::add(load(out), load(x))); });
 }

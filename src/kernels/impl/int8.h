@@ -1,13 +1,14 @@
 // Products of packed codes with int8 activations: forward, and the gradient of the scales.
 //
-// The forward formula is one and the same for any number of tokens at once: per chunk of 32 columns
-//   i   = sum byte * x.code                                  exact, int32
-//   f   = float(i - zero_point * x.sum)                      exact: below 2^24
-//   f   = fma(-zero, x.sum, float(i))                        where there are zeros
-//   acc = fma(f, scale * x.scale, acc)                       NF4: (scale * kByteScale) * x.scale
-//   acc = fma(offset, x.scaled_sum, acc)                     where there are offsets
-// summed over chunks in order, in one lane per output row. So prefill, decode and batches agree bit
-// for bit, and so do the instruction sets.
+// The forward formula is one and the same for any number of tokens at once. Per chunk of 32 columns
+//   i    = sum byte * x.code                             exact, int32
+//   part = fma(float(i - zero_point * x.sum), x.scale, part)    the difference exact: below 2^24
+// and per group, after its chunks, with x_sum the sum of its x.scaled_sum
+//   acc  = fma(part, scale, acc)                         NF4: scale * kByteScale
+//   acc  = fma(fma(-zero, x_sum, part), scale, acc)      where there are zeros
+//   acc  = fma(offset, x_sum, fma(part, scale, acc))     where there are offsets
+// all in order, in one lane per output row. So prefill, decode and batches agree bit for bit, and
+// so do the instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -66,10 +67,19 @@ inline std::int64_t prefetch_bytes(int tiles, std::int64_t tile_bytes) {
   return tiles == 1 ? 4096 : tiles * tile_bytes;
 }
 
+// What is fixed when a kernel is compiled. kMixed: tokens share the codes, each has the groups'
+// numbers at of_token[token]. kSingle: groups are one chunk, and need no registers for their sums.
+template <Shift kShiftOf, bool kMixedOf, bool kSingleOf>
+struct Case {
+  static constexpr Shift kShift = kShiftOf;
+  static constexpr bool kMixed = kMixedOf, kSingle = kSingleOf;
+};
+
 // kTokens x kTiles outputs: all accumulators stay in registers.
-template <class S, class C, Shift kShift, int kTokens, int kTiles>
+template <class S, class C, class K, int kTokens, int kTiles>
 void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, std::int64_t tile,
-                  float* y, std::int64_t y_stride, bool add, bool prefetch) {
+                  const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add,
+                  bool prefetch) {
   constexpr std::int64_t kChunkBytes = C::kBits * 64;
   typename S::F sum[kTokens][kTiles];
   for (int t = 0; t < kTokens; ++t)
@@ -80,59 +90,86 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
   const std::int64_t tile_scales = w.groups * kTileRows;
   const std::uint8_t* ahead = codes + prefetch_bytes(kTiles, tile_bytes);
 
-  std::int64_t group = tile * tile_scales;
-  int left_in_group = w.group_chunks;
-  for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk) {
-    if constexpr (kTokens <= 4)  // more tokens wait for arithmetic, and lack the registers
-      if (prefetch)
-#pragma GCC unroll 2
-        for (int n = 0; n < kTiles; ++n)
-#pragma GCC unroll 8
-          for (int line = 0; line < C::kBits; ++line)
-            __builtin_prefetch(ahead + n * tile_bytes + chunk * kChunkBytes + 64 * line);
-    typename S::I dot[kTokens][kTiles];
+  std::int64_t numbers = tile * tile_scales;  // of the group
+  for (std::int64_t chunk = 0; chunk < w.chunks; numbers += kTileRows) {
+    std::int64_t group_end = chunk + 1;
+    if constexpr (!K::kSingle)
+      group_end = chunk + w.group_chunks < w.chunks ? chunk + w.group_chunks : w.chunks;
+    typename S::F part[kTokens][kTiles];
+    float x_sum[kTokens] = {};
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 4
-      for (int n = 0; n < kTiles; ++n) dot[t][n] = S::zero_int();
-    for_each_step([&]<int kStep>() __attribute__((always_inline)) {
-      typename S::B code[kTiles];
-#pragma GCC unroll 4
-      for (int n = 0; n < kTiles; ++n)
-        code[n] = C::template bytes<S, kStep>(codes + n * tile_bytes + chunk * kChunkBytes);
+      for (int n = 0; n < kTiles; ++n) part[t][n] = S::zero();
+    for (; chunk < group_end; ++chunk) {
+      if constexpr (kTokens <= 4)  // more tokens wait for arithmetic, and lack the registers
+        if (prefetch)
+#pragma GCC unroll 2
+          for (int n = 0; n < kTiles; ++n)
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        const auto four = S::broadcast4(x_codes + t * x.blocks * 32 + chunk * 32 + 4 * kStep);
+            for (int line = 0; line < C::kBits; ++line)
+              __builtin_prefetch(ahead + n * tile_bytes + chunk * kChunkBytes + 64 * line);
+      typename S::I dot[kTokens][kTiles];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 4
+        for (int n = 0; n < kTiles; ++n) dot[t][n] = S::zero_int();
+      for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+        typename S::B code[kTiles];
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n)
-          dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n], four);
-      }
-    });
+          code[n] = C::template bytes<S, kStep>(codes + n * tile_bytes + chunk * kChunkBytes);
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+          const auto four = S::broadcast4(x_codes + t * x.blocks * 32 + chunk * 32 + 4 * kStep);
 #pragma GCC unroll 4
-    for (int n = 0; n < kTiles; ++n) {
-      const std::int64_t at = group + n * tile_scales;
-      auto scale = S::load(w.scales + at);
-      if constexpr (C::kScaled) scale = S::mul(scale, S::set(C::kByteScale));
-      typename S::F shift;
-      if constexpr (kShift == Shift::kZeros) shift = S::sub(S::zero(), S::load(w.zeros + at));
-      if constexpr (kShift == Shift::kOffsets) shift = S::load(w.offsets + at);
+          for (int n = 0; n < kTiles; ++n)
+            dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n], four);
+        }
+      });
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
         const std::int64_t block = (token + t) * x.blocks + chunk;
-        typename S::I product = dot[t][n];
-        if constexpr (kShift == Shift::kConstant)
-          product = S::sub(product, S::set_int(C::zero_point(w) * x.sums[block]));
-        auto factor = S::to_float(product);
-        if constexpr (kShift == Shift::kZeros)
-          factor = S::fma(shift, S::set(static_cast<float>(x.sums[block])), factor);
-        sum[t][n] = S::fma(factor, S::mul(scale, S::set(x.scales[block])), sum[t][n]);
-        if constexpr (kShift == Shift::kOffsets)
-          sum[t][n] = S::fma(shift, S::set(x.scaled_sums[block]), sum[t][n]);
+        const auto x_scale = S::set(x.scales[block]);
+#pragma GCC unroll 4
+        for (int n = 0; n < kTiles; ++n) {
+          typename S::I product = dot[t][n];
+          if constexpr (K::kShift == Shift::kConstant)
+            product = S::sub(product, S::set_int(C::zero_point(w) * x.sums[block]));
+          part[t][n] = S::fma(S::to_float(product), x_scale, part[t][n]);
+        }
+        if constexpr (K::kShift != Shift::kConstant) x_sum[t] += x.scaled_sums[block];
       }
     }
-    if (--left_in_group == 0) {
-      left_in_group = w.group_chunks;
-      group += kTileRows;
+#pragma GCC unroll 4
+    for (int n = 0; n < kTiles; ++n) {
+      const std::int64_t at = numbers + n * tile_scales;
+      typename S::F scale, shift;
+      const auto load_numbers = [&](const auto& from) __attribute__((always_inline)) {
+        scale = S::load(from.scales + at);
+        if constexpr (C::kScaled) scale = S::mul(scale, S::set(C::kByteScale));
+        if constexpr (K::kShift == Shift::kZeros)
+          shift = S::sub(S::zero(), S::load(from.zeros + at));
+        if constexpr (K::kShift == Shift::kOffsets) shift = S::load(from.offsets + at);
+      };
+      if constexpr (!K::kMixed) load_numbers(w);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        if constexpr (K::kMixed) {
+          // Each token's numbers lie in a place of their own: those of the next tiles are asked for
+          // here, a few at a time.
+          const GroupArrays& own = of_token[token + t];
+          load_numbers(own);
+          __builtin_prefetch(own.scales + at + kTiles * tile_scales);
+          if constexpr (K::kShift == Shift::kOffsets)
+            __builtin_prefetch(own.offsets + at + kTiles * tile_scales);
+        }
+        if constexpr (K::kShift == Shift::kZeros)
+          part[t][n] = S::fma(shift, S::set(x_sum[t]), part[t][n]);
+        sum[t][n] = S::fma(part[t][n], scale, sum[t][n]);
+        if constexpr (K::kShift == Shift::kOffsets)
+          sum[t][n] = S::fma(shift, S::set(x_sum[t]), sum[t][n]);
+      }
     }
   }
 
@@ -150,52 +187,58 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
     }
 }
 
-template <class S, class C, Shift kShift, int kTiles>
+template <class S, class C, class K, int kTiles>
 void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, std::int64_t end,
-                  std::int64_t tile, float* y, std::int64_t y_stride, bool add) {
+                  std::int64_t tile, const GroupArrays* of_token, float* y, std::int64_t y_stride,
+                  bool add) {
   std::int64_t token = begin;
   const auto block = [&]<int kTokens>() {
-    linear_block<S, C, kShift, kTokens, kTiles>(w, x, token, tile, y, y_stride, add,
-                                                token == begin);
+    linear_block<S, C, K, kTokens, kTiles>(w, x, token, tile, of_token, y, y_stride, add,
+                                           token == begin);
     token += kTokens;
   };
-  constexpr int kMost = S::kMaxRowsI8;
-  if constexpr (kMost > 4) {
+  constexpr int kMost = K::kMixed && S::kMaxRowsI8 > 4 ? 4 : S::kMaxRowsI8;
+  if constexpr (kMost > 4)
     // 8 tokens are 4 and 4, not 6 and 2: with the prefetch a quarter faster.
     while (end - token >= kMost && end - token != 8) block.template operator()<kMost>();
+  if constexpr (kMost >= 4)
     while (end - token >= 4) block.template operator()<4>();
-  }
   if constexpr (kMost > 1)
     while (end - token >= 2) block.template operator()<2>();
   while (token < end) block.template operator()<1>();
 }
 
-template <class S, class C, Shift kShift>
+template <class S, class C, class K>
 void linear_codes(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
-                  std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
-                  std::int64_t y_stride, bool add) {
+                  std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
+                  const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add) {
   std::int64_t tile = tile_begin;
   // Two tiles share each broadcast of activations. A single token waits for memory instead, and
   // reads best what lies in a row.
   if (token_end - token_begin > 1)
     for (; tile + 2 <= tile_end; tile += 2)
-      linear_tiles<S, C, kShift, 2>(w, x, token_begin, token_end, tile, y, y_stride, add);
+      linear_tiles<S, C, K, 2>(w, x, token_begin, token_end, tile, of_token, y, y_stride, add);
   for (; tile < tile_end; ++tile)
-    linear_tiles<S, C, kShift, 1>(w, x, token_begin, token_end, tile, y, y_stride, add);
+    linear_tiles<S, C, K, 1>(w, x, token_begin, token_end, tile, of_token, y, y_stride, add);
 }
 
 template <class S>
 void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
-                 std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
-                 std::int64_t y_stride, bool add) {
+                 std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
+                 const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add) {
+  const auto of_case = [&]<class C, Shift kShift>() {
+    if (of_token != nullptr) return linear_codes<S, C, Case<kShift, true, false>>;
+    if (w.group_chunks == 1) return linear_codes<S, C, Case<kShift, false, true>>;
+    return linear_codes<S, C, Case<kShift, false, false>>;
+  };
   const auto run = with_codes(w, [&]<class C>() {
     if constexpr (!std::is_same_v<C, Nf4>) {
-      if (w.zeros != nullptr) return linear_codes<S, C, Shift::kZeros>;
-      if (w.offsets != nullptr) return linear_codes<S, C, Shift::kOffsets>;
+      if (w.zeros != nullptr) return of_case.template operator()<C, Shift::kZeros>();
+      if (w.offsets != nullptr) return of_case.template operator()<C, Shift::kOffsets>();
     }
-    return linear_codes<S, C, Shift::kConstant>;
+    return of_case.template operator()<C, Shift::kConstant>();
   });
-  run(w, x, token_begin, token_end, tile_begin, tile_end, y, y_stride, add);
+  run(w, x, token_begin, token_end, tile_begin, tile_end, of_token, y, y_stride, add);
 }
 
 // Scale gradients. One chunk of kTiles tiles (8 vectors of codes each) stays in registers while the

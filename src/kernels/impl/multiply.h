@@ -148,6 +148,8 @@ void multiply(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t
     multiply_stored<S, float>(a, b, rows, columns, depth, c, c_stride, add);
   else if (b.storage == Storage::kF16)
     multiply_stored<S, f16>(a, b, rows, columns, depth, c, c_stride, add);
+  else if (b.storage == Storage::kInt8)
+    multiply_stored<S, std::int8_t>(a, b, rows, columns, depth, c, c_stride, add);
   else
     multiply_stored<S, Bf16Tag>(a, b, rows, columns, depth, c, c_stride, add);
 }

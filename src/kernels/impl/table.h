@@ -39,6 +39,7 @@ constexpr Kernels make_kernels() {
   k.add = add<S>;
   k.dot = dot<S>;
   k.widen_f16 = widen_f16<S>;
+  k.scale_each = scale_each<S>;
   k.narrow_f16 = narrow_f16<S>;
   k.peak_f32 = peak_f32<S>;
   k.peak_int8 = peak_int8<S>;

@@ -1,0 +1,79 @@
+#include "serve/adapters.h"
+
+#include <algorithm>
+#include <ctime>
+
+#include "io/printable.h"
+
+namespace trimpot::serve {
+namespace {
+
+constexpr std::size_t kMostAdapters = 4096;
+constexpr std::size_t kLongestName = 128;
+
+Status check_name(const std::string& name) {
+  const auto plain = [](char c) { return c > ' ' && c <= '~' && c != '"' && c != '\\'; };
+  if (name.empty() || name.size() > kLongestName || !std::all_of(name.begin(), name.end(), plain))
+    return fail(
+        "an adapter's name has 1 to {} printable ASCII characters without spaces, quotes and "
+        "backslashes",
+        kLongestName);
+  return {};
+}
+
+}  // namespace
+
+Adapters::Adapters(std::string base_name, AdapterBase base, const Model& model)
+    : base_(std::move(base)), model_(model) {
+  auto served = std::make_shared<Served>();
+  served->name = std::move(base_name);
+  served->path = base_.path;
+  served->created = std::time(nullptr);
+  served_base_ = std::move(served);
+}
+
+ServedPtr Adapters::find(const std::string& name) const {
+  if (name.empty() || name == served_base_->name) return served_base_;
+  const std::lock_guard lock(mutex_);
+  const auto found = adapters_.find(name);
+  return found == adapters_.end() ? nullptr : found->second;
+}
+
+Result<ServedPtr> Adapters::load(const std::string& name, const std::string& path) {
+  TRIMPOT_TRY_VOID(check_name(name));
+  const auto taken = [&] { return name == served_base_->name || adapters_.contains(name); };
+  const auto check = [&]() -> Status {
+    if (taken()) return fail("\"{}\" is loaded already; unload it first", printable(name));
+    if (adapters_.size() >= kMostAdapters)
+      return fail("{} adapters are loaded, as many as there can be", adapters_.size());
+    return {};
+  };
+  {
+    const std::lock_guard lock(mutex_);
+    TRIMPOT_TRY_VOID(check());
+  }
+  auto served = std::make_shared<Served>();
+  served->name = name;
+  served->path = path;
+  served->created = std::time(nullptr);
+  TRIMPOT_TRY(served->overlay, load_overlay(path, base_, model_));
+  const std::lock_guard lock(mutex_);
+  TRIMPOT_TRY_VOID(check());  // somebody else may have been faster
+  served->version = next_version_++;
+  adapters_[name] = served;
+  return ServedPtr(served);
+}
+
+bool Adapters::unload(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  return adapters_.erase(name) > 0;
+}
+
+std::vector<ServedPtr> Adapters::list() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<ServedPtr> all{served_base_};
+  for (const auto& [name, served] : adapters_) all.push_back(served);
+  return all;
+}
+
+}  // namespace trimpot::serve

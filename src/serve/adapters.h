@@ -1,0 +1,56 @@
+// The names that requests may ask for: the base and the adapters that are loaded beside it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "model/overlay.h"
+#include "serve/usage.h"
+#include "tune/adapter.h"
+
+namespace trimpot::serve {
+
+struct Served {
+  std::string name;
+  std::string path;
+  std::uint64_t version = 0;  // never given twice; 0: the base
+  std::int64_t created = 0;   // seconds since 1970
+  std::optional<Overlay> overlay;
+  mutable Usage usage;
+
+  const Overlay* turn_overlay() const { return overlay ? &*overlay : nullptr; }
+};
+// A request holds what it asked for until it is done, so that adapters can be unloaded any time.
+using ServedPtr = std::shared_ptr<const Served>;
+
+// May be used by many threads at once.
+class Adapters {
+ public:
+  // `base`: the model's file and fingerprint; `model` must outlive this.
+  Adapters(std::string base_name, AdapterBase base, const Model& model);
+
+  // The base for "" and its own name; null if there is no such name.
+  ServedPtr find(const std::string& name) const;
+  // Errors: a name that is empty, too long, not printable or taken; what load_overlay() says.
+  Result<ServedPtr> load(const std::string& name, const std::string& path);
+  // Whether there was one.
+  bool unload(const std::string& name);
+  // The base first, then by name.
+  std::vector<ServedPtr> list() const;
+  const ServedPtr& base() const { return served_base_; }
+
+ private:
+  AdapterBase base_;
+  const Model& model_;
+  ServedPtr served_base_;
+  mutable std::mutex mutex_;
+  std::map<std::string, ServedPtr> adapters_;
+  std::uint64_t next_version_ = 1;
+};
+
+}  // namespace trimpot::serve
