@@ -104,6 +104,11 @@ def task_config(args):
     return config
 
 
+def truthfulqa_preamble(config):
+    """The six examples that lm-eval's prompt begins with."""
+    return config["doc_to_text"].partition("prompt_qa = '")[2].partition("'%}")[0] + "\n\n"
+
+
 def run_lm_eval(args):
     import lm_eval
 
@@ -127,6 +132,10 @@ def run_trimpot(args):
                    "--precision", args.precision, "--json", "-o", str(output)]
         if args.fewshot_file:
             command += ["--fewshot-file", args.fewshot_file]
+        if args.task.startswith("truthfulqa"):
+            preamble = pathlib.Path(folder) / "preamble.txt"
+            preamble.write_text(truthfulqa_preamble(task_config(args)), encoding="utf-8")
+            command += ["--preamble", str(preamble)]
         if args.adapter:
             command += ["--adapter", args.adapter]
         metrics = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

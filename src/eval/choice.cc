@@ -129,7 +129,9 @@ Result<ChoiceResult> score_choices(Compute& compute, const Model& model, const T
                                    const std::function<void(std::int64_t done)>& progress) {
   const bool truthful = task == ChoiceTask::kTruthfulMc1 || task == ChoiceTask::kTruthfulMc2;
   if (truthful && options.examples > 0)
-    return fail("truthfulqa's prompt has examples of its own; leave out --num-fewshot");
+    return fail(
+        "truthfulqa's examples are always the same; give their text with --preamble and leave out "
+        "--num-fewshot");
   const auto available = static_cast<std::int64_t>(examples != nullptr ? examples->items.size()
                                                                        : file.items.size() - 1);
   if (options.examples > available)

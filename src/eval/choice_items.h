@@ -43,7 +43,7 @@ struct ChoiceItem {
 };
 
 struct ChoiceFile {
-  std::string header;  // before examples and question: mmlu's subject, truthfulqa's examples
+  std::string header;  // before examples and question: mmlu's subject; a preamble
   std::vector<ChoiceItem> items;
 };
 

@@ -15,6 +15,7 @@ struct ChoiceCommand {
   std::string norm = "chars";
   ChoiceOptions choice;
   bool json = false;
+  std::string preamble;
 };
 
 // One line of --output: the item, and what the model made of it.
@@ -38,7 +39,11 @@ Json item_json(const ChoiceCommand& command, const ChoiceItem& item, const Choic
 
 Status eval_choice(const ChoiceCommand& command) {
   TRIMPOT_TRY(const ChoiceTask task, find_choice_task(command.task));
-  TRIMPOT_TRY(const ChoiceFile file, read_choices(task, command.file));
+  TRIMPOT_TRY(ChoiceFile file, read_choices(task, command.file));
+  if (!command.preamble.empty()) {
+    TRIMPOT_TRY(const std::string preamble, read_text_file(command.preamble));
+    file.header = preamble + file.header;
+  }
   std::optional<ChoiceFile> examples;
   if (!command.examples.empty()) {
     TRIMPOT_TRY(ChoiceFile read, read_choices(task, command.examples));
@@ -114,6 +119,10 @@ void add_eval_choice(CLI::App& eval, Action& action) {
   choice->add_option("--fewshot-file", options->examples,
                      "where the examples come from, its first ones (default: the file itself, "
                      "without the question)");
+  choice->add_option(
+      "--preamble", options->preamble,
+      "text file that comes before everything else, as it is: TruthfulQA's examples, "
+      "instructions");
   choice->add_option("--limit", options->choice.limit, "items to score (default: all)")
       ->check(CLI::NonNegativeNumber);
   choice->add_option("-o,--output", options->output,
