@@ -174,7 +174,9 @@ bool Engine::admit_one(const Waiting& waiting) {
         return false;
   // The last token has to be computed anyway, for what comes after it.
   const std::size_t limit = job.score_prompt ? 0 : job.prompt.size() - 1;
-  Slot* slot = pool_.acquire(served.version, job.prompt, limit);
+  const auto length = static_cast<std::int64_t>(job.prompt.size());
+  Slot* slot = pool_.acquire(served.version, job.prompt, limit,
+                             std::min(options_.context, length + job.max_tokens));
   if (slot == nullptr) {
     if (!running_.empty()) return false;
     give_up_waiting(waiting, Finish::kNoMemory);

@@ -6,6 +6,8 @@
 namespace trimpot::serve {
 namespace {
 
+constexpr std::int64_t kPlaces = 256;
+
 std::size_t common_prefix(std::span<const TokenId> a, std::span<const TokenId> b) {
   const auto [end, other] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
   return static_cast<std::size_t>(end - a.begin());
@@ -13,24 +15,41 @@ std::size_t common_prefix(std::span<const TokenId> a, std::span<const TokenId> b
 
 }  // namespace
 
-Slot* SequencePool::free_slot() {
-  if (slots_.size() < most_) {
-    try {
-      slots_.push_back(std::make_unique<Slot>(compute_, model_, context_, cache_));
-      return slots_.back().get();
-    } catch (const std::bad_alloc&) {
-      most_ = slots_.size();
-    }
+std::unique_ptr<Slot> SequencePool::make_slot(std::int64_t places) const {
+  try {
+    return std::make_unique<Slot>(compute_, model_, places, cache_);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
   }
-  Slot* oldest = nullptr;
-  for (const auto& slot : slots_)
-    if (!slot->busy && (oldest == nullptr || slot->last_used < oldest->last_used))
-      oldest = slot.get();
-  return oldest;
+}
+
+// Not `keep`, which is still to be read from.
+Slot* SequencePool::free_slot(std::int64_t places, const Slot* keep) {
+  if (slots_.size() < most_) {
+    if (auto made = make_slot(places)) {
+      slots_.push_back(std::move(made));
+      return slots_.back().get();
+    }
+    most_ = slots_.size();
+  }
+  std::unique_ptr<Slot>* oldest = nullptr;
+  for (auto& slot : slots_)
+    if (!slot->busy && slot.get() != keep &&
+        (oldest == nullptr || slot->last_used < (*oldest)->last_used))
+      oldest = &slot;
+  if (oldest == nullptr) return nullptr;
+  if ((*oldest)->sequence.context() < places) {
+    auto made = make_slot(places);
+    if (!made) return nullptr;
+    *oldest = std::move(made);
+  }
+  return oldest->get();
 }
 
 Slot* SequencePool::acquire(std::uint64_t version, std::span<const TokenId> prompt,
-                            std::size_t limit) {
+                            std::size_t limit, std::int64_t places) {
+  // Rounded, so that a later request of about this length finds room too.
+  places = std::min(context_, (places + kPlaces - 1) / kPlaces * kPlaces);
   Slot* best = nullptr;
   std::size_t longest = 0;
   for (const auto& slot : slots_) {
@@ -43,7 +62,14 @@ Slot* SequencePool::acquire(std::uint64_t version, std::span<const TokenId> prom
     }
   }
   Slot* slot = best;
-  if (best == nullptr || best->busy || 2 * longest < best->tokens.size()) slot = free_slot();
+  if (best == nullptr || best->busy || 2 * longest < best->tokens.size() ||
+      best->sequence.context() < places)
+    slot = free_slot(places, best);
+  if (slot == nullptr && best != nullptr) {  // nothing else is idle: without its beginning
+    best = nullptr;
+    longest = 0;
+    slot = free_slot(places, nullptr);
+  }
   if (slot == nullptr) return nullptr;
   if (slot == best || best == nullptr) {
     slot->sequence.truncate(static_cast<std::int64_t>(longest));

@@ -25,7 +25,9 @@ struct Slot {
 // For one thread.
 class SequencePool {
  public:
-  // At most `slots` sequences of `context` tokens each, made when they are first needed.
+  // At most `slots` sequences of at most `context` tokens, made when they are first needed and
+  // only as long as a request needs: a page that is touched first costs as much as reading it,
+  // and 2,048 tokens of the default model are 47 MB.
   SequencePool(const Compute& compute, const Model& model, std::int64_t context, CacheType cache,
                std::size_t slots)
       : compute_(compute), model_(model), context_(context), cache_(cache), most_(slots) {}
@@ -33,15 +35,17 @@ class SequencePool {
   // A free slot that holds the longest beginning of `prompt` that is found anywhere under the same
   // version, at most `limit` tokens of it: an idle slot of which at least half is wanted is taken
   // over, any other beginning is copied into the slot that was not used for the longest time.
-  // Null: all are busy, or there is no memory for another.
-  Slot* acquire(std::uint64_t version, std::span<const TokenId> prompt, std::size_t limit);
+  // It has room for `places` tokens. Null: all are busy, or there is no memory for another.
+  Slot* acquire(std::uint64_t version, std::span<const TokenId> prompt, std::size_t limit,
+                std::int64_t places);
   void release(Slot& slot);
 
   // Tokens held by busy slots.
   std::size_t busy_tokens() const;
 
  private:
-  Slot* free_slot();
+  std::unique_ptr<Slot> make_slot(std::int64_t places) const;
+  Slot* free_slot(std::int64_t places, const Slot* keep);
 
   const Compute& compute_;
   const Model& model_;

@@ -18,7 +18,7 @@ class Pool : public testing::Test {
   }
   // As the engine does: reads what is missing.
   Slot* read(std::uint64_t version, const std::vector<TokenId>& prompt) {
-    Slot* slot = pool_->acquire(version, prompt, prompt.size() - 1);
+    Slot* slot = pool_->acquire(version, prompt, prompt.size() - 1, places_);
     if (slot == nullptr) return nullptr;
     found_ = slot->tokens.size();
     EXPECT_EQ(static_cast<std::int64_t>(found_), slot->sequence.length());
@@ -38,6 +38,7 @@ class Pool : public testing::Test {
   std::unique_ptr<SequencePool> pool_;
   std::unique_ptr<Decoder> decoder_;
   std::size_t found_ = 0;
+  std::int64_t places_ = 64;
 };
 
 TEST_F(Pool, OfTheSameVersionOnly) {
@@ -89,9 +90,26 @@ TEST_F(Pool, TheLeastRecentlyUsedGoes) {
   EXPECT_EQ(found_, 0u);
 }
 
+TEST_F(Pool, ASlotHasTheRoomThatIsAskedFor) {
+  for (const std::size_t slots : {1, 3}) {
+    pool_ = std::make_unique<SequencePool>(compute_, *model_, 1000, CacheType::kFloat, slots);
+    places_ = 100;
+    Slot* small = read(0, {5, 6, 7, 8});
+    EXPECT_EQ(small->sequence.context(), 256);
+    pool_->release(*small);
+    places_ = 257;
+    Slot* large = read(0, {5, 6, 7, 8, 9});  // with one slot there is nowhere to copy from
+    EXPECT_EQ(large->sequence.context(), 512);
+    EXPECT_EQ(found_, slots == 1 ? 0u : 4u);
+    pool_->release(*large);
+    places_ = 2000;
+    EXPECT_EQ(read(0, {50, 6, 7})->sequence.context(), 1000);
+  }
+}
+
 TEST_F(Pool, NeverMoreThanItsSlots) {
   for (const TokenId start : {10, 20, 30}) EXPECT_NE(read(0, {start, 1}), nullptr);
-  EXPECT_EQ(pool_->acquire(0, std::vector<TokenId>{40, 1}, 1), nullptr);
+  EXPECT_EQ(pool_->acquire(0, std::vector<TokenId>{40, 1}, 1, 64), nullptr);
 }
 
 }  // namespace
