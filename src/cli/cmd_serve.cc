@@ -45,7 +45,7 @@ Status load_adapters(const std::vector<std::string>& pairs, serve::Adapters& ada
 
 Status serve_model(ServeOptions options) {
   // Adapters and answers are made and freed by hundreds of threads. With glibc's 8 heaps per core
-  // each keeps holes of its own: 400 MB after two minutes of loads and unloads.
+  // each would keep holes of its own.
   ::mallopt(M_ARENA_MAX, 2);
   TRIMPOT_TRY(const auto engine, load_engine(options.model));
   serve::ModelText text;
