@@ -228,7 +228,8 @@ void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begi
                  const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add) {
   const auto of_case = [&]<class C, Shift kShift>() {
     if (of_token != nullptr) return linear_codes<S, C, Case<kShift, true, false>>;
-    if (w.group_chunks == 1) return linear_codes<S, C, Case<kShift, false, true>>;
+    if constexpr (S::kMaxRowsI8 > 1)
+      if (w.group_chunks == 1) return linear_codes<S, C, Case<kShift, false, true>>;
     return linear_codes<S, C, Case<kShift, false, false>>;
   };
   const auto run = with_codes(w, [&]<class C>() {

@@ -13,8 +13,8 @@ namespace trimpot {
 
 struct Scalar {
   static constexpr const char* kName = "scalar";
-  static constexpr int kMaxRowsF32 = 4;  // rows of a float tile that stay in registers
-  static constexpr int kMaxRowsI8 = 2;
+  static constexpr int kMaxRowsF32 = 4;         // rows of a float tile that stay in registers
+  static constexpr int kMaxRowsI8 = 1;          // nothing to keep in registers: quick to compile
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
 
