@@ -27,7 +27,7 @@ float int8_scale(const float* x, std::int64_t count) {
 }
 
 // To the nearest, ties to even, by an addition that leaves no room for a fraction: std::nearbyint
-// is a call without SSE4.1 and would take 2 % of a token's time.
+// is a call without SSE4.1.
 std::int8_t int8_code(float x, float inverse) {
   constexpr float kNoFraction = 12582912.0f;  // 1.5 * 2^23
   const float limited = std::clamp(x * inverse, -127.0f, 127.0f);
