@@ -45,25 +45,40 @@ struct Timing {
   double median = 0, least = 0, most = 0;
 };
 
-// `prepare` comes before each round and is not measured.
-template <typename Body, typename Prepare>
-Result<Timing> measure(Body&& body, Prepare&& prepare) {
-  std::array<double, kRounds + 1> all;
-  for (double& round : all) {
-    TRIMPOT_TRY_VOID(prepare());
-    const auto start = std::chrono::steady_clock::now();
-    TRIMPOT_TRY_VOID(body());
-    round = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-  std::array<double, kRounds> seconds;
-  std::copy(all.begin() + 1, all.end(), seconds.begin());
+template <typename Body>
+Result<double> seconds_of(Body&& body) {
+  const auto start = std::chrono::steady_clock::now();
+  TRIMPOT_TRY_VOID(body());
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+Timing summary(std::array<double, kRounds> seconds) {
   std::sort(seconds.begin(), seconds.end());
-  return Timing{seconds[kRounds / 2], seconds.front(), seconds.back()};
+  return {seconds[kRounds / 2], seconds.front(), seconds.back()};
 }
 
 template <typename Body>
 Result<Timing> measure(Body&& body) {
-  return measure(body, []() -> Status { return {}; });
+  std::array<double, kRounds> rounds;
+  TRIMPOT_TRY_VOID(body());
+  for (double& round : rounds) {
+    TRIMPOT_TRY(round, seconds_of(body));
+  }
+  return summary(rounds);
+}
+
+// Two bodies in turns: a machine that is slow for a while slows both, and their difference stays.
+template <typename First, typename Second>
+Result<std::array<Timing, 2>> measure_in_turns(First&& first, Second&& second) {
+  std::array<double, kRounds> firsts, seconds;
+  TRIMPOT_TRY_VOID(first());
+  TRIMPOT_TRY_VOID(second());
+  for (int round = 0; round < kRounds; ++round) {
+    const auto at = static_cast<std::size_t>(round);
+    TRIMPOT_TRY(firsts[at], seconds_of(first));
+    TRIMPOT_TRY(seconds[at], seconds_of(second));
+  }
+  return std::array{summary(firsts), summary(seconds)};
 }
 
 std::vector<TokenId> random_tokens(const Model& model, int count) {
@@ -264,33 +279,34 @@ Status bench_tune(const BenchOptions& options) {
   batch.lengths = {options.max_seq_length};
   const float weight = 1.0f / static_cast<float>(options.max_seq_length - 1);
   std::uint64_t step = 0;
-  TRIMPOT_TRY(const Timing timing, measure([&]() -> Status {
-                std::fill_n(parameters.gradient.data(), parameters.size(), 0.0f);
-                method->begin_pass(++step);
-                TRIMPOT_TRY_VOID(pass.run(batch, weight, &method->sink()));
-                constexpr std::int64_t kSlice = 16384;
-                engine->compute.team.for_each(
-                    static_cast<std::int64_t>(parameters.size()), kSlice,
-                    [&](std::int64_t begin, std::int64_t end, int) {
-                      const auto part = [&](AlignedBuffer<float>& values) {
-                        return values.span().subspan(static_cast<std::size_t>(begin),
-                                                     static_cast<std::size_t>(end - begin));
-                      };
-                      // A tiny rate: random tokens shall not drive the values anywhere.
-                      adamw_step({}, step, 1e-6, 1.0f,
-                                 {part(parameters.values), part(parameters.gradient),
-                                  part(parameters.first_moment), part(parameters.second_moment)});
-                    });
-                return method->commit(engine->compute.team);
-              }));
-  TRIMPOT_TRY(const Timing forward, measure([&]() -> Status {
-                method->begin_pass(++step);
-                TRIMPOT_TRY_VOID(pass.run(batch, 0.0f, nullptr));
-                return {};
-              }));
+  const auto forward = [&]() -> Status {
+    method->begin_pass(++step);
+    TRIMPOT_TRY_VOID(pass.run(batch, 0.0f, nullptr));
+    return {};
+  };
+  const auto whole_step = [&]() -> Status {
+    std::fill_n(parameters.gradient.data(), parameters.size(), 0.0f);
+    method->begin_pass(++step);
+    TRIMPOT_TRY_VOID(pass.run(batch, weight, &method->sink()));
+    constexpr std::int64_t kSlice = 16384;
+    engine->compute.team.for_each(
+        static_cast<std::int64_t>(parameters.size()), kSlice,
+        [&](std::int64_t begin, std::int64_t end, int) {
+          const auto part = [&](AlignedBuffer<float>& values) {
+            return values.span().subspan(static_cast<std::size_t>(begin),
+                                         static_cast<std::size_t>(end - begin));
+          };
+          // A tiny rate: random tokens shall not drive the values anywhere.
+          adamw_step({}, step, 1e-6, 1.0f,
+                     {part(parameters.values), part(parameters.gradient),
+                      part(parameters.first_moment), part(parameters.second_moment)});
+        });
+    return method->commit(engine->compute.team);
+  };
+  TRIMPOT_TRY(const auto timing, measure_in_turns(whole_step, forward));
   const Work work =
       tuning_work(engine->compute, *engine->model, options.max_seq_length, &method->sink());
-  return report(options, *engine, "tune", options.max_seq_length, work, timing, &forward);
+  return report(options, *engine, "tune", options.max_seq_length, work, timing[0], &timing[1]);
 }
 
 // What it takes to serve another task: an adapter read, checked and made ready beside a model in
@@ -312,9 +328,7 @@ Status bench_switch(const BenchOptions& options) {
     TRIMPOT_TRY(const Overlay overlay, load_overlay(options.model.adapter, of, *engine->model));
     return {};
   };
-  const auto nothing = []() -> Status { return {}; };
-  TRIMPOT_TRY(const Timing timing,
-              with_adapter ? measure(put_beside, nothing) : measure(load, nothing));
+  TRIMPOT_TRY(const Timing timing, with_adapter ? measure(put_beside) : measure(load));
   if (options.json) {
     const Json json{{"bench", "switch"},
                     {"model", base.model},
