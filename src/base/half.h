@@ -11,32 +11,34 @@ namespace trimpot {
 using f16 = std::uint16_t;   // bits of an IEEE binary16
 using bf16 = std::uint16_t;  // bits of a bfloat16
 
+// All cases are computed and one is chosen: loops over these become vectors, which branches
+// prevent.
+
 [[gnu::always_inline]] inline float f16_to_f32(f16 bits) {
   const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
-  const std::uint32_t magnitude = bits & 0x7fffu;
-  if (magnitude >= 0x7c00u)  // infinity or NaN
-    return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  if (magnitude >= 0x0400u)  // normal: move the exponent's bias from 15 to 127
-    return std::bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
-  // Subnormal: an exact integer multiple of 2^-24.
-  const float value = static_cast<float>(magnitude) * 0x1p-24f;
-  return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
+  const std::int32_t magnitude = bits & 0x7fff;
+  const std::uint32_t moved = static_cast<std::uint32_t>(magnitude) << 13;
+  // A subnormal is an exact integer multiple of 2^-24.
+  const float tiny = static_cast<float>(magnitude) * 0x1p-24f;
+  const std::uint32_t finite = magnitude >= 0x0400
+                                   ? moved + 0x38000000u  // the exponent's bias from 15 to 127
+                                   : std::bit_cast<std::uint32_t>(tiny);
+  return std::bit_cast<float>(sign | (magnitude >= 0x7c00 ? moved + 0x70000000u : finite));
 }
 
 // Rounds to nearest, ties to even; overflow gives infinity; NaN stays NaN.
 [[gnu::always_inline]] inline f16 f32_to_f16(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = bits >> 16 & 0x8000u;
-  const std::uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<f16>(sign | 0x7e00u);
-  if (magnitude >= 0x477ff000u) return static_cast<f16>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {
-    // Below 2^-14: adding 0.5 rounds to a multiple of 2^-24 in the low mantissa bits.
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return static_cast<f16>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u));
-  }
-  const std::uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
-  return static_cast<f16>(sign | (rounded - 0x38000000u) >> 13);
+  const auto magnitude = static_cast<std::int32_t>(bits & 0x7fffffffu);
+  // Below 2^-14: adding 0.5 rounds to a multiple of 2^-24 in the low mantissa bits.
+  const std::uint32_t tiny =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const std::uint32_t rounded =
+      static_cast<std::uint32_t>(magnitude) + 0xfffu + (bits >> 13 & 1u) - 0x38000000u;
+  const std::uint32_t finite = magnitude < 0x38800000 ? tiny : rounded >> 13;
+  const std::uint32_t broken = magnitude > 0x7f800000 ? 0x7e00u : 0x7c00u;
+  return static_cast<f16>(sign | (magnitude >= 0x477ff000 ? broken : finite));
 }
 
 [[gnu::always_inline]] inline float bf16_to_f32(bf16 bits) {
