@@ -270,6 +270,16 @@ Fingerprint fingerprint(const gguf::File& file) {
   return {codes.hex(), weights.hex()};
 }
 
+std::size_t Adapter::bytes() const {
+  std::size_t bytes = 0;
+  for (const AdapterPart& part : layers)
+    bytes +=
+        (part.scale.size() + part.zero.size()) * sizeof(f16) +
+        (part.weak.size() + part.weak_columns.size() + part.lora_a.size() + part.lora_b.size()) *
+            sizeof(float);
+  return bytes;
+}
+
 AdapterMetadata low_rank_metadata(const Model& model, double alpha) {
   for (std::size_t index = 0; index < model.linear_count(); ++index)
     if (const auto& path = model.linear(index).low_rank)

@@ -59,6 +59,8 @@ struct Adapter {
   bool pooled = false;              // A sees sums over the base's groups
   float factor = 1;                 // how much of it is wanted: on differences and low-rank paths
   std::vector<AdapterPart> layers;  // by Model::linear index
+
+  std::size_t bytes() const;  // in memory: what its file holds
 };
 
 // The base that an adapter is to be used with. An empty fingerprint: any that it fits, which only

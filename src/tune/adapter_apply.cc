@@ -1,20 +1,43 @@
 // Adapters into a loaded model.
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 #include "model/stored.h"
 #include "tune/adapter_parts.h"
-#include "tune/scales.h"
+#include "tune/scale_groups.h"
 
 namespace trimpot {
 namespace {
 
 bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
-void copy(std::span<const f16> from, AlignedBuffer<f16>& to) {
-  to.resize(from.size());
+AlignedBuffer<f16> copy(std::span<const f16> from) {
+  AlignedBuffer<f16> to(from.size());
   std::copy(from.begin(), from.end(), to.data());
+  return to;
+}
+
+// Numbers as in the file, [rows, groups], in the packed order of a matrix; zero beyond its rows.
+AlignedBuffer<f16> packed(std::span<const f16> from, const ColumnOrder& rows,
+                          const Matrix& matrix) {
+  const std::int64_t groups = matrix.groups();
+  AlignedBuffer<f16> to(matrix.scales().size());
+  for (std::int64_t row = 0; row < matrix.rows(); ++row) {
+    const f16* source = from.data() + original(rows, row) * groups;
+    f16* target = to.data() + matrix.scale_index(row, 0);
+    for (std::int64_t group = 0; group < groups; ++group) target[group * kTileRows] = source[group];
+  }
+  return to;
+}
+
+// The row and group of the first number that is not finite.
+std::string where_broken(const LinearOverlay& overlay, const Matrix& matrix) {
+  for (std::int64_t row = 0; row < matrix.rows(); ++row)
+    for (std::int64_t group = 0; group < matrix.groups(); ++group)
+      for (const AlignedBuffer<f16>* values : {&overlay.scales, &overlay.zeros, &overlay.offsets})
+        if (!values->empty() && !finite((*values)[matrix.scale_index(row, group)]))
+          return fmt::format("row {}, group {}", row, group);
+  return "its padding";
 }
 
 // The pair in the model's order of rows and channels.
@@ -93,29 +116,25 @@ Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, cons
   if (scales == nullptr && zeros == nullptr) return {};
   const Matrix& matrix = model.linear(index).weight;
   const ColumnOrder rows = linear_axes(model, index).rows;
-  copy(matrix.scales(), out.scales);
-  if (zeros != nullptr) copy(matrix.zeros(), out.zeros);  // else they stay the base's
-  copy(matrix.offsets(), out.offsets);
-  // There are millions of groups: the arrays are found once.
-  const std::span<const f16> base_scales = matrix.scales();
-  const std::span<const f16> base_centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
-  AlignedBuffer<f16>& centres = matrix.has_zeros() ? out.zeros : out.offsets;
-  for (std::int64_t row = 0; row < matrix.rows(); ++row)
-    for (std::int64_t group = 0; group < matrix.groups(); ++group) {
-      const std::size_t to = matrix.scale_index(row, group);
-      const auto at = static_cast<std::size_t>(original(rows, row) * matrix.groups() + group);
-      const GroupValues old{base_scales[to], base_centres.empty() ? f16{0} : base_centres[to],
-                            matrix.has_zeros()};
-      const GroupValues now =
-          committed_group(old, scales != nullptr ? (*scales)[at] : old.scale,
-                          zeros != nullptr ? std::optional<f16>((*zeros)[at]) : std::nullopt);
-      if (!finite(now.scale) || !finite(now.centre))
-        return fail("tensor {}, row {}, group {}: not a finite number", linear_tensor_name(index),
-                    row, group);
-      out.scales[to] = now.scale;
-      if (!centres.empty()) centres[to] = now.centre;
-    }
-  return {};
+  const bool moves_zeros = matrix.has_zeros() && zeros != nullptr;  // else they stay the base's
+  const std::span<const f16> centres = moves_zeros ? matrix.zeros() : matrix.offsets();
+  const GroupLanes base{matrix.scales().data(), centres.data(), moves_zeros};
+  const AlignedBuffer<f16> new_scales =
+      scales != nullptr ? packed(*scales, rows, matrix) : copy(matrix.scales());
+  const AlignedBuffer<f16> new_zeros =
+      zeros != nullptr ? packed(*zeros, rows, matrix) : AlignedBuffer<f16>();
+  out.scales.resize(new_scales.size());
+  AlignedBuffer<f16>& to_centres = moves_zeros ? out.zeros : out.offsets;
+  to_centres.resize(centres.size());
+  bool good = true;
+  for (std::size_t at = 0; at < new_scales.size(); at += kTileRows)
+    good = commit_lanes(lanes_at(base, at), new_scales.data() + at,
+                        zeros != nullptr ? new_zeros.data() + at : nullptr, out.scales.data() + at,
+                        centres.empty() ? nullptr : to_centres.data() + at) &&
+           good;
+  if (good) return {};
+  return fail("tensor {}, {}: not a finite number", linear_tensor_name(index),
+              where_broken(out, matrix));
 }
 
 Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, LinearOverlay& out) {

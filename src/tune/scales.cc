@@ -2,20 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
+
+#include "tune/scale_groups.h"
 
 namespace trimpot {
 namespace {
-
-bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
-
-// Half of what f16 holds: room for the shift. Groups beyond it have nearly constant weights.
-constexpr float kLargestZeroPoint = 32768.0f;
-
-bool is_frozen(GroupValues base, bool learns_zero) {
-  return (base.scale & 0x7fffu) == 0 ||
-         (learns_zero && std::fabs(zero_point(base)) > kLargestZeroPoint);
-}
 
 // One zero-point step against one relative scale step. A step of 5e-3 on the scales then moves
 // zero-points by 0.03 codes, a tenth of the rounding error's spread.
@@ -101,14 +92,22 @@ class ScaleTuning final : public TuningMethod {
       const auto count = static_cast<std::size_t>(matrix.rows() * matrix.groups());
       std::vector<f16> scales(target.scales ? count : 0), zeros(target.zeros ? count : 0);
       const ColumnOrder rows = linear_axes(model_, target.linear).rows;
-      for (std::int64_t row = 0; row < matrix.rows(); ++row)
-        for (std::int64_t group = 0; group < matrix.groups(); ++group) {
-          const std::size_t index = matrix.scale_index(row, group);
+      const auto spread = [&](const f16* lanes, std::size_t index, std::vector<f16>& out) {
+        const auto at = static_cast<std::int64_t>(index) / kTileRows;
+        const std::int64_t tile = at / matrix.groups(), group = at % matrix.groups();
+        for (std::int64_t i = 0; i < kTileRows && tile * kTileRows + i < matrix.rows(); ++i) {
+          const std::int64_t row = tile * kTileRows + i;
           const std::int64_t original = rows ? (*rows)[static_cast<std::size_t>(row)] : row;
-          const auto at = static_cast<std::size_t>(original * matrix.groups() + group);
-          if (target.scales) scales[at] = matrix.scales()[index];
-          if (target.zeros) zeros[at] = zero_value(target, index);
+          out[static_cast<std::size_t>(original * matrix.groups() + group)] = lanes[i];
         }
+      };
+      for_each_group(matrix, 0, matrix.view().tiles, [&](std::size_t index, std::size_t master) {
+        if (target.scales) spread(matrix.scales().data() + index, index, scales);
+        if (!target.zeros) return;
+        f16 learned[kTileRows];
+        shift_lanes(lanes_at(base(target), index), masters(target.zero_begin, master), learned);
+        spread(learned, index, zeros);
+      });
       const std::vector<std::uint64_t> shape{static_cast<std::uint64_t>(matrix.rows()),
                                              static_cast<std::uint64_t>(matrix.groups())};
       if (target.scales)
@@ -126,66 +125,60 @@ class ScaleTuning final : public TuningMethod {
     const std::int64_t groups = granularity_ == ScaleGranularity::kGroup ? view.groups : 1;
     return static_cast<std::size_t>(view.tiles * groups * kTileRows);
   }
-  // Index of a group's master value: groups lie as [tiles][groups][16], rows as [tiles][16].
-  std::size_t master_index(const Matrix& matrix, std::size_t index) const {
-    if (granularity_ == ScaleGranularity::kGroup) return index;
-    const std::size_t tile = index / (static_cast<std::size_t>(matrix.groups()) * kTileRows);
-    return tile * kTileRows + index % kTileRows;
+  // Calls use(index of a group's 16 rows, index of their master values) for tiles [begin, end):
+  // groups lie as [tiles][groups][16], masters of rows as [tiles][16].
+  template <typename Use>
+  void for_each_group(const Matrix& matrix, std::int64_t begin, std::int64_t end, Use&& use) const {
+    for (std::int64_t tile = begin; tile < end; ++tile)
+      for (std::int64_t group = 0; group < matrix.groups(); ++group) {
+        const std::int64_t index = tile * matrix.groups() + group;
+        const std::int64_t master = granularity_ == ScaleGranularity::kGroup ? index : tile;
+        use(static_cast<std::size_t>(index * kTileRows),
+            static_cast<std::size_t>(master * kTileRows));
+      }
   }
-  static GroupValues base(const Target& target, std::size_t index) {
-    return {target.base_scales[index],
-            target.base_centres.empty() ? f16{0} : target.base_centres[index],
-            target.matrix->has_zeros()};
+  static GroupLanes base(const Target& target) {
+    return {target.base_scales.data(), target.base_centres.data(), target.matrix->has_zeros()};
   }
-  f16 zero_value(const Target& target, std::size_t index) const {
-    if (is_frozen(base(target, index), true)) return 0;  // unused
-    const float shift = parameters_.values[target.zero_begin + master_index(*target.matrix, index)];
-    return f32_to_f16(zero_point(base(target, index)) + shift);
+  const float* masters(std::size_t begin, std::size_t master) const {
+    return parameters_.values.data() + begin + master;
   }
 
   bool commit_target(Target& target) {
     Matrix& matrix = *target.matrix;
+    f16* scales = matrix.scales().data();
+    f16* centres = (matrix.has_zeros() ? matrix.zeros() : matrix.offsets()).data();
     bool good = true;
-    for (std::size_t index = 0; index < matrix.scales().size(); ++index) {
-      const GroupValues old = base(target, index);
-      const std::size_t master = master_index(matrix, index);
-      const f16 scale =
-          target.scales
-              ? f32_to_f16(f16_to_f32(old.scale) * parameters_.values[target.scale_begin + master])
-              : old.scale;
-      const GroupValues now = committed_group(
-          old, scale, target.zeros ? std::optional<f16>(zero_value(target, index)) : std::nullopt);
-      good = good && finite(now.scale) && finite(now.centre);
-      set_group_values(matrix, index, now);
-    }
+    for_each_group(matrix, 0, matrix.view().tiles, [&](std::size_t index, std::size_t master) {
+      const GroupLanes old = lanes_at(base(target), index);
+      f16 learned_scales[kTileRows], learned_zeros[kTileRows];
+      if (target.scales)
+        scale_lanes(old.scales, masters(target.scale_begin, master), learned_scales);
+      if (target.zeros) shift_lanes(old, masters(target.zero_begin, master), learned_zeros);
+      good = commit_lanes(old, target.scales ? learned_scales : old.scales,
+                          target.zeros ? learned_zeros : nullptr, scales + index,
+                          centres != nullptr ? centres + index : nullptr) &&
+             good;
+    });
     return good;
   }
 
-  // With offsets:  d theta = s d_scale + m d_offset with s, m at theta = 1 (m at the current
-  // zero-point). With zeros (the kernel's d_scale is that of z = 0): d theta = s (d_scale - z
-  // d_offset).  Both: d z = -s' d_offset.
   void accumulate(Target& target, std::int64_t tile_begin, std::int64_t tile_end,
                   const float* d_scale, const float* d_offset) {
     const Matrix& matrix = *target.matrix;
-    const auto per_tile = static_cast<std::size_t>(matrix.groups()) * kTileRows;
-    for (std::size_t index = static_cast<std::size_t>(tile_begin) * per_tile;
-         index < static_cast<std::size_t>(tile_end) * per_tile; ++index) {
-      const std::size_t local = index - static_cast<std::size_t>(tile_begin) * per_tile;
-      const GroupValues old = base(target, index);
-      if (is_frozen(old, target.zeros)) continue;
-      const std::size_t master = master_index(matrix, index);
-      const float scale = f16_to_f32(old.scale);
-      const float d_m = d_offset != nullptr ? d_offset[local] : 0.0f;
-      if (target.scales) {
-        float offset = f16_to_f32(old.centre);  // m at theta = 1
-        if (target.zeros || old.is_zero)
-          offset = -scale * f16_to_f32(target.zeros ? zero_value(target, index) : old.centre);
-        parameters_.gradient[target.scale_begin + master] += scale * d_scale[local] + offset * d_m;
-      }
-      if (target.zeros)
-        parameters_.gradient[target.zero_begin + master] -=
-            f16_to_f32(matrix.scales()[index]) * d_m;
-    }
+    const auto first =
+        static_cast<std::size_t>(tile_begin * matrix.groups()) * std::size_t{kTileRows};
+    float* gradient = parameters_.gradient.data();
+    for_each_group(matrix, tile_begin, tile_end, [&](std::size_t index, std::size_t master) {
+      const GroupLanes old = lanes_at(base(target), index);
+      f16 zeros[kTileRows];
+      if (target.zeros) shift_lanes(old, masters(target.zero_begin, master), zeros);
+      const std::size_t local = index - first;
+      add_lane_gradients(old, matrix.scales().data() + index, target.zeros ? zeros : nullptr,
+                         d_scale + local, d_offset != nullptr ? d_offset + local : nullptr,
+                         target.scales ? gradient + target.scale_begin + master : nullptr,
+                         target.zeros ? gradient + target.zero_begin + master : nullptr);
+    });
   }
 
   const Model& model_;
@@ -196,32 +189,6 @@ class ScaleTuning final : public TuningMethod {
 };
 
 }  // namespace
-
-GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero) {
-  if (is_frozen(base, zero.has_value())) return base;
-  const float new_scale = f16_to_f32(scale);
-  if (base.is_zero) return {scale, zero ? *zero : base.centre, true};
-  if (zero) return {scale, f32_to_f16(-new_scale * f16_to_f32(*zero)), false};
-  const float ratio = f16_to_f32(base.centre) / f16_to_f32(base.scale);
-  return {scale, f32_to_f16(new_scale * ratio), false};
-}
-
-float zero_point(GroupValues base) {
-  if ((base.scale & 0x7fffu) == 0) return 0.0f;
-  if (base.is_zero) return f16_to_f32(base.centre);
-  return -f16_to_f32(base.centre) / f16_to_f32(base.scale);
-}
-
-GroupValues group_values(const Matrix& matrix, std::size_t index) {
-  const std::span<const f16> centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
-  return {matrix.scales()[index], centres.empty() ? f16{0} : centres[index], matrix.has_zeros()};
-}
-
-void set_group_values(Matrix& matrix, std::size_t index, GroupValues values) {
-  matrix.scales()[index] = values.scale;
-  const std::span<f16> centres = matrix.has_zeros() ? matrix.zeros() : matrix.offsets();
-  if (!centres.empty()) centres[index] = values.centre;
-}
 
 bool learns_zeros(ScaleMethod method, const Matrix& matrix) {
   return method != ScaleMethod::kScales && (matrix.has_offsets() || matrix.has_zeros());

@@ -92,60 +92,6 @@ void perturb(TuningMethod& method, float size, std::uint64_t seed = 1) {
   for (float& value : method.parameters().values.span()) value += size * random.normal();
 }
 
-// s' = s and m' = m at theta = 1, for every scale with many offsets and every offset with many
-// scales: a run that learns nothing changes nothing.
-TEST(CommittedGroup, AtTheStartNothingChanges) {
-  RandomStream random(1);
-  const auto check = [](f16 scale, f16 offset) {
-    if (!finite(scale) || !finite(offset)) return;
-    const f16 same = f32_to_f16(f16_to_f32(scale) * 1.0f);
-    const GroupValues now = committed_group({scale, offset, false}, same, std::nullopt);
-    ASSERT_EQ(now.scale, scale);
-    ASSERT_EQ(now.centre, offset) << "scale bits " << scale;
-  };
-  for (std::uint32_t bits = 0; bits < 0x10000; ++bits)
-    for (int i = 0; i < 64; ++i) {
-      check(static_cast<f16>(bits), static_cast<f16>(random.bits()));
-      check(static_cast<f16>(random.bits()), static_cast<f16>(bits));
-    }
-  for (const f16 scale : {0x0001, 0x8001, 0x03ff, 0x0400, 0x7bff, 0xfbff})
-    for (std::uint32_t offset = 0; offset < 0x10000; ++offset)
-      check(scale, static_cast<f16>(offset));
-}
-
-// peqa: the zero-point -m / s stays where it was up to the rounding of m' and, for m' among the
-// subnormals, their step.
-TEST(CommittedGroup, KeepsTheZeroPoint) {
-  RandomStream random(2);
-  for (int i = 0; i < 200000; ++i) {
-    const GroupValues base{f32_to_f16(0.01f * random.normal()), f32_to_f16(0.1f * random.normal()),
-                           false};
-    const float theta = static_cast<float>(0.2 + 2.0 * random.uniform());
-    const f16 scale = f32_to_f16(f16_to_f32(base.scale) * theta);
-    if ((base.scale & 0x7fff) == 0) continue;
-    const GroupValues now = committed_group(base, scale, std::nullopt);
-    ASSERT_EQ(now.scale, scale);
-    const double offset = -double{f16_to_f32(scale)} * zero_point(base);
-    ASSERT_NEAR(f16_to_f32(now.centre), offset, std::fabs(offset) * 0x1.01p-11 + 0x1p-25);
-  }
-}
-
-TEST(CommittedGroup, LearnedZeroPoints) {
-  const GroupValues base{f32_to_f16(0.5f), f32_to_f16(-2.0f), false};
-  EXPECT_EQ(zero_point(base), 4.0f);
-  const GroupValues now = committed_group(base, f32_to_f16(0.25f), f32_to_f16(3.0f));
-  EXPECT_EQ(f16_to_f32(now.scale), 0.25f);
-  EXPECT_EQ(f16_to_f32(now.centre), -0.75f);
-  // A group of zero scale has no zero-point and stays.
-  for (const f16 zero : {0x0000, 0x8000}) {
-    const GroupValues frozen{zero, f32_to_f16(1.5f), false};
-    EXPECT_EQ(zero_point(frozen), 0.0f);
-    const GroupValues still = committed_group(frozen, f32_to_f16(9.0f), f32_to_f16(1.0f));
-    EXPECT_EQ(still.scale, frozen.scale);
-    EXPECT_EQ(still.centre, frozen.centre);
-  }
-}
-
 TEST_F(Scales, AtTheStartPeqaCommitsTheFile) {
   for (const ScaleGranularity granularity : kGranularities) {
     const auto model = load_mixed();

@@ -1,0 +1,50 @@
+// What a tuned group's numbers become, for one group and, bit for bit the same, for the 16 rows of
+// a tile that lie side by side. With w = s (q - z), learned values and the base's alone decide:
+//   s' = the learned scale,  m' = f16(s' (m / s))   or   f16(-s' z') where zero-points are learned
+// Formats that store zeros instead of offsets m keep z, or store z' itself. Groups whose scale is
+// zero stay as they are, and so do, where zero-points are learned, those whose z is beyond +-32768:
+// f16 would not hold it.
+#pragma once
+
+#include <optional>
+
+#include "base/half.h"
+#include "format/matrix.h"
+
+namespace trimpot {
+
+struct GroupValues {
+  f16 scale;
+  f16 centre;    // m, or z where the format stores zeros; unused where it has neither
+  bool is_zero;  // centre is z
+};
+GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero);
+// z of a group, stored or as -m / s in f32; 0 where the scale is zero.
+float zero_point(GroupValues base);
+
+// One group of a tile's 16 rows, in packed order.
+struct GroupLanes {
+  const f16* scales;
+  const f16* centres;  // null: the format has none
+  bool is_zero;
+};
+// A whole matrix' groups: lanes() of tile and group gives those.
+GroupLanes lanes_at(const GroupLanes& all, std::size_t index);
+
+// committed_group() for each row. `zeros` null: zero-points are not learned. `to_centres` is not
+// looked at where the base has none. Returns whether all results are finite.
+bool commit_lanes(const GroupLanes& base, const f16* scales, const f16* zeros, f16* to_scales,
+                  f16* to_centres);
+// f16(s theta)
+void scale_lanes(const f16* base, const float* factors, f16* out);
+// z' = f16(z + shift); 0 where the group stays as it is.
+void shift_lanes(const GroupLanes& base, const float* shifts, f16* out);
+
+// The kernel's gradients of one group of 16 rows into those of the master values. With offsets:
+//   d theta = s d_scale + m d_offset     s, m at theta = 1 (m at the current zero-point)
+// With zeros (d_scale is that of z = 0): d theta = s (d_scale - z d_offset). Both: d z = -s'
+// d_offset. Null: `zeros` (z') not learned; d_offset not there; d_theta or d_zero not wanted.
+void add_lane_gradients(const GroupLanes& base, const f16* scales, const f16* zeros,
+                        const float* d_scale, const float* d_offset, float* d_theta, float* d_zero);
+
+}  // namespace trimpot

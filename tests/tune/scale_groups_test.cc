@@ -1,0 +1,112 @@
+// What a tuned group's numbers become, alone and for 16 rows side by side.
+#include "tune/scale_groups.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+
+#include "support/random.h"
+
+namespace trimpot {
+namespace {
+
+bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
+
+// s' = s and m' = m at theta = 1, for every scale with many offsets and every offset with many
+// scales: a run that learns nothing changes nothing.
+TEST(CommittedGroup, AtTheStartNothingChanges) {
+  RandomStream random(1);
+  const auto check = [](f16 scale, f16 offset) {
+    if (!finite(scale) || !finite(offset)) return;
+    const f16 same = f32_to_f16(f16_to_f32(scale) * 1.0f);
+    const GroupValues now = committed_group({scale, offset, false}, same, std::nullopt);
+    ASSERT_EQ(now.scale, scale);
+    ASSERT_EQ(now.centre, offset) << "scale bits " << scale;
+  };
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits)
+    for (int i = 0; i < 64; ++i) {
+      check(static_cast<f16>(bits), static_cast<f16>(random.bits()));
+      check(static_cast<f16>(random.bits()), static_cast<f16>(bits));
+    }
+  for (const f16 scale : {0x0001, 0x8001, 0x03ff, 0x0400, 0x7bff, 0xfbff})
+    for (std::uint32_t offset = 0; offset < 0x10000; ++offset)
+      check(scale, static_cast<f16>(offset));
+}
+
+// peqa: the zero-point -m / s stays where it was up to the rounding of m' and, for m' among the
+// subnormals, their step.
+TEST(CommittedGroup, KeepsTheZeroPoint) {
+  RandomStream random(2);
+  for (int i = 0; i < 200000; ++i) {
+    const GroupValues base{f32_to_f16(0.01f * random.normal()), f32_to_f16(0.1f * random.normal()),
+                           false};
+    const float theta = static_cast<float>(0.2 + 2.0 * random.uniform());
+    const f16 scale = f32_to_f16(f16_to_f32(base.scale) * theta);
+    if ((base.scale & 0x7fff) == 0) continue;
+    const GroupValues now = committed_group(base, scale, std::nullopt);
+    ASSERT_EQ(now.scale, scale);
+    const double offset = -double{f16_to_f32(scale)} * zero_point(base);
+    ASSERT_NEAR(f16_to_f32(now.centre), offset, std::fabs(offset) * 0x1.01p-11 + 0x1p-25);
+  }
+}
+
+TEST(CommittedGroup, LearnedZeroPoints) {
+  const GroupValues base{f32_to_f16(0.5f), f32_to_f16(-2.0f), false};
+  EXPECT_EQ(zero_point(base), 4.0f);
+  const GroupValues now = committed_group(base, f32_to_f16(0.25f), f32_to_f16(3.0f));
+  EXPECT_EQ(f16_to_f32(now.scale), 0.25f);
+  EXPECT_EQ(f16_to_f32(now.centre), -0.75f);
+  // A group of zero scale has no zero-point and stays.
+  for (const f16 zero : {0x0000, 0x8000}) {
+    const GroupValues frozen{zero, f32_to_f16(1.5f), false};
+    EXPECT_EQ(zero_point(frozen), 0.0f);
+    const GroupValues still = committed_group(frozen, f32_to_f16(9.0f), f32_to_f16(1.0f));
+    EXPECT_EQ(still.scale, frozen.scale);
+    EXPECT_EQ(still.centre, frozen.centre);
+  }
+}
+
+bool same_number(f16 a, f16 b) {
+  const auto is_nan = [](f16 bits) { return (bits & 0x7fffu) > 0x7c00u; };
+  return a == b || (is_nan(a) && is_nan(b));
+}
+
+// The 16 rows side by side against the rule for one group, any bits: zero scales, subnormals,
+// zero-points too large to move, learned values that are not finite.
+TEST(CommittedGroup, SixteenRowsAreTheSameRule) {
+  RandomStream random(3);
+  const auto any = [&](double zero_share) {
+    return random.uniform() < zero_share ? f16{0} : static_cast<f16>(random.bits());
+  };
+  for (int round = 0; round < 40000; ++round) {
+    std::array<f16, kTileRows> scales, centres, learned, zeros, to_scales, to_centres;
+    for (int i = 0; i < kTileRows; ++i) {
+      do scales[i] = any(0.1);
+      while (!finite(scales[i]));
+      do centres[i] = any(0.1);
+      while (!finite(centres[i]));
+      learned[i] = any(0.1);
+      zeros[i] = any(0.1);
+    }
+    const bool stored = round & 1, learns = round & 2, has = (round & 12) != 12;
+    const GroupLanes base{scales.data(), has ? centres.data() : nullptr, has && stored};
+    const bool good = commit_lanes(base, learned.data(), has && learns ? zeros.data() : nullptr,
+                                   to_scales.data(), has ? to_centres.data() : nullptr);
+    bool all_finite = true;
+    for (int i = 0; i < kTileRows; ++i) {
+      const GroupValues want =
+          committed_group({scales[i], has ? centres[i] : f16{0}, has && stored}, learned[i],
+                          has && learns ? std::optional<f16>(zeros[i]) : std::nullopt);
+      ASSERT_TRUE(same_number(to_scales[i], want.scale)) << scales[i] << " " << learned[i];
+      all_finite = all_finite && finite(want.scale);
+      if (!has) continue;
+      ASSERT_TRUE(same_number(to_centres[i], want.centre)) << scales[i] << " " << centres[i];
+      all_finite = all_finite && finite(want.centre);
+    }
+    ASSERT_EQ(good, all_finite);
+  }
+}
+
+}  // namespace
+}  // namespace trimpot
