@@ -3,6 +3,7 @@
 
 #include "kernels/linear.h"
 #include "kernels/low_rank.h"
+#include "kernels/split.h"
 
 namespace trimpot {
 namespace {
@@ -20,8 +21,8 @@ struct OutputGradient {
 // dx[:, chunk] (+)= dy W[:, chunk], rows in blocks so that the panel stays in the second-level
 // cache.
 void backward_chunk(Compute& compute, const Matrix& weight, const OutputGradient& dy,
-                    std::int64_t tokens, std::int64_t chunk, float* dx, std::int64_t dx_stride,
-                    bool add, int member) {
+                    std::int64_t token_begin, std::int64_t token_end, std::int64_t chunk, float* dx,
+                    std::int64_t dx_stride, bool add, int member) {
   constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: 96 KiB of bf16
   const MatrixView& w = weight.view();
   const std::int64_t column = chunk * kChunkColumns;
@@ -36,24 +37,26 @@ void backward_chunk(Compute& compute, const Matrix& weight, const OutputGradient
       auto* pairs = reinterpret_cast<bf16*>(panel);
       compute.kernels.unpack_columns_bf16(w, chunk, tile, tile_end, pairs);
       // dy rows are padded with zeros to whole pairs.
-      compute.kernels.multiply_bf16(dy.rounded + row, dy.rounded_stride, pairs, rows + rows % 2, 0,
-                                    tokens, dx + column, dx_stride, columns, accumulate);
+      compute.kernels.multiply_bf16(dy.rounded + row, dy.rounded_stride, pairs, rows + rows % 2,
+                                    token_begin, token_end, dx + column, dx_stride, columns,
+                                    accumulate);
     } else {
       compute.kernels.unpack_columns(w, chunk, tile, tile_end, false, panel);
-      compute.kernels.multiply({dy.values + row, dy.stride, 1},
-                               {panel, Storage::kF32, 16, kChunkColumns}, tokens, columns, rows,
-                               dx + column, dx_stride, accumulate);
+      compute.kernels.multiply({dy.values + row + token_begin * dy.stride, dy.stride, 1},
+                               {panel, Storage::kF32, 16, kChunkColumns}, token_end - token_begin,
+                               columns, rows, dx + column + token_begin * dx_stride, dx_stride,
+                               accumulate);
     }
   }
 }
 
 void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradient& dy,
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
-  const std::int64_t chunks = divide_up(weight.columns(), kChunkColumns);
-  compute.team.for_each(chunks, 1, [&](std::int64_t begin, std::int64_t end, int member) {
-    for (std::int64_t chunk = begin; chunk < end; ++chunk)
-      backward_chunk(compute, weight, dy, tokens, chunk, dx, dx_stride, add, member);
-  });
+  for_each_block(compute, divide_up(weight.columns(), kChunkColumns), tokens,
+                 [&](std::int64_t chunk, std::int64_t begin, std::int64_t end, int member) {
+                   backward_chunk(compute, weight, dy, begin, end, chunk, dx, dx_stride, add,
+                                  member);
+                 });
 }
 
 // dy with its bf16 form, rows padded with zeros to an even count.
@@ -152,15 +155,17 @@ void dense_gradient(Compute& compute, const float* dy, std::int64_t rows, const 
   // 128 rows of x with 576 columns are 288 KiB: they stay in the second-level cache while the
   // columns pass by.
   constexpr std::int64_t kBlock = 128;
-  const std::int64_t tiles = divide_up(rows, kTileRows);
-  compute.team.for_each(tiles, 1, [&](std::int64_t tile, std::int64_t, int) {
-    const std::int64_t row = tile * kTileRows;
-    for (std::int64_t token = 0; token < tokens; token += kBlock)
-      compute.kernels.multiply(
-          {x + token * stride, 1, stride}, {dy + token * rows + row, Storage::kF32, 16, rows},
-          columns, std::min<std::int64_t>(kTileRows, rows - row), std::min(kBlock, tokens - token),
-          d + row * columns, kTileRows, true);
-  });
+  for_each_block(compute, divide_up(rows, kTileRows), columns,
+                 [&](std::int64_t tile, std::int64_t begin, std::int64_t end, int) {
+                   const std::int64_t row = tile * kTileRows;
+                   for (std::int64_t token = 0; token < tokens; token += kBlock)
+                     compute.kernels.multiply(
+                         {x + token * stride + begin, 1, stride},
+                         {dy + token * rows + row, Storage::kF32, 16, rows}, end - begin,
+                         std::min<std::int64_t>(kTileRows, rows - row),
+                         std::min(kBlock, tokens - token), d + row * columns + begin * kTileRows,
+                         kTileRows, true);
+                 });
 }
 
 void input_gradient(Compute& compute, const Matrix& weight, const float* dy, std::int64_t dy_stride,

@@ -13,13 +13,12 @@ template <typename Visit>
 void for_each_kept(const CounterRng& rng, float dropout, std::int64_t first, std::int64_t count,
                    Visit&& visit) {
   const auto limit = static_cast<std::uint32_t>(dropout * 65536.0f);
-  const float factor = 65536.0f / (65536.0f - static_cast<float>(limit));
-  std::uint64_t bits = 0;
-  for (std::int64_t i = first; i < first + count; ++i) {
-    if (i == first || i % 4 == 0)
-      bits = rng.bits(static_cast<std::uint64_t>(i / 4)) >> (i % 4 * 16);
-    visit(i - first, (bits & 0xffffu) < limit ? 0.0f : factor);
-    bits >>= 16;
+  // From memory, for a branch would be mispredicted as often as elements are dropped.
+  const float factors[2] = {0.0f, 65536.0f / (65536.0f - static_cast<float>(limit))};
+  for (std::int64_t i = first, end = first + count; i < end;) {
+    std::uint64_t bits = rng.bits(static_cast<std::uint64_t>(i / 4)) >> (i % 4 * 16);
+    for (const std::int64_t stop = std::min(end, i / 4 * 4 + 4); i < stop; ++i, bits >>= 16)
+      visit(i - first, factors[(bits & 0xffffu) >= limit ? 1 : 0]);
   }
 }
 
@@ -33,14 +32,18 @@ struct Input {
   std::int64_t columns;
 };
 
+// Floats that low_rank_input() writes.
+std::int64_t input_size(const Compute& compute, const LowRank& path, std::int64_t tokens) {
+  return drops(compute, path) || path.pool > 0 ? tokens * path.a.columns() : 0;
+}
+
 Input low_rank_input(Compute& compute, const LowRank& path, const Activations& x,
-                     std::int64_t first, std::int64_t tokens) {
+                     std::int64_t first, std::int64_t tokens, float* out) {
   const std::int64_t width = x.columns();
   const float* values = x.values() + first * width;
   if (!drops(compute, path) && path.pool == 0) return {values, width};
   const std::int64_t pool = std::max(1, path.pool);
   const std::int64_t columns = path.a.columns();
-  float* out = compute.shared(Compute::kLowRankInput, tokens * std::max(columns, width));
   const CounterRng rng(compute.dropout_stream, path.seed);
   const bool drop = drops(compute, path);
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
@@ -66,32 +69,47 @@ Input low_rank_input(Compute& compute, const LowRank& path, const Activations& x
   return {out, columns};
 }
 
-float* inner(Compute& compute, const LowRank& path, const Input& input, std::int64_t tokens) {
-  const std::int64_t rank = path.a.rows();
-  float* u = compute.shared(Compute::kLowRankInner, tokens * rank);
-  linear_f32(compute, path.a, input.data, input.columns, tokens, u, false);
-  // The factor belongs to the small matrix: u is scale A x from here on.
-  compute.team.for_each(tokens, 64, [&](std::int64_t begin, std::int64_t end, int) {
-    compute.kernels.scale(u + begin * rank, (end - begin) * rank, path.scale, u + begin * rank);
-  });
-  return u;
+// The factor belongs to the small matrix: u is scale A x.
+FloatProduct inner(const LowRank& path, const Input& input, std::int64_t tokens, float* u) {
+  return {&path.a, input.data, input.columns, tokens, u, false, path.scale};
 }
 
 }  // namespace
 
-void low_rank_forward(Compute& compute, const LowRank& path, const Activations& x,
-                      std::int64_t begin, std::int64_t end, float* y) {
-  const Input input = low_rank_input(compute, path, x, begin, end - begin);
-  const float* u = inner(compute, path, input, end - begin);
-  linear_f32(compute, path.b, u, path.a.rows(), end - begin, y + begin * path.b.rows(), true);
+void low_rank_forward(Compute& compute, std::span<const LowRankRun> runs, const Activations& x) {
+  std::int64_t inputs = 0, inners = 0;
+  for (const LowRankRun& run : runs) {
+    inputs += input_size(compute, *run.path, run.end - run.begin);
+    inners += (run.end - run.begin) * run.path->a.rows();
+  }
+  float* input = compute.shared(Compute::kLowRankInput, inputs);
+  float* u = compute.shared(Compute::kLowRankInner, inners);
+  std::vector<FloatProduct> down, up;
+  for (const LowRankRun& run : runs) {
+    const LowRank& path = *run.path;
+    const std::int64_t tokens = run.end - run.begin, rank = path.a.rows();
+    down.push_back(
+        inner(path, low_rank_input(compute, path, x, run.begin, tokens, input), tokens, u));
+    up.push_back({&path.b, u, rank, tokens, run.y + run.begin * path.b.rows(), true});
+    input += input_size(compute, path, tokens);
+    u += tokens * rank;
+  }
+  linear_f32(compute, down);
+  linear_f32(compute, up);
 }
 
 void low_rank_backward(Compute& compute, const LowRank& path, const Activations& x, const float* dy,
                        std::int64_t tokens, float* d_a, float* d_b, float* dx) {
   const std::int64_t rank = path.a.rows(), rows = path.b.rows(), width = x.columns();
-  const Input input = low_rank_input(compute, path, x, 0, tokens);
-  if (d_b != nullptr)
-    dense_gradient(compute, dy, rows, inner(compute, path, input, tokens), rank, rank, tokens, d_b);
+  const Input input =
+      low_rank_input(compute, path, x, 0, tokens,
+                     compute.shared(Compute::kLowRankInput, input_size(compute, path, tokens)));
+  if (d_b != nullptr) {
+    float* u = compute.shared(Compute::kLowRankInner, tokens * rank);
+    const FloatProduct product = inner(path, input, tokens, u);
+    linear_f32(compute, {&product, 1});
+    dense_gradient(compute, dy, rows, u, rank, rank, tokens, d_b);
+  }
   if (d_a == nullptr && dx == nullptr) return;
   float* du = compute.shared(Compute::kLowRankInner, tokens * rank);
   input_gradient(compute, path.b, dy, rows, tokens, du, rank, false);

@@ -1,0 +1,35 @@
+// Work for all threads where a matrix has fewer parts (tiles, chunks) than keep them busy: a rank
+// of 16 is one tile, 16 weak columns are one chunk. Then the parts' rows are split too. Outputs are
+// split, never sums.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/ops.h"
+
+namespace trimpot {
+
+// Rows of each block. About four pieces per thread; kernels take 12 rows at once, and below 48 the
+// unpacking of a part, once per block, would show.
+inline std::int64_t block_rows(const Compute& compute, std::int64_t parts, std::int64_t rows) {
+  constexpr std::int64_t kAtOnce = 12, kLeast = 48;
+  const std::int64_t wanted = compute.team.size() == 1 ? 1 : 4 * compute.team.size() / parts;
+  if (wanted <= 1) return rows;
+  return std::max(kLeast, (rows / wanted + kAtOnce - 1) / kAtOnce * kAtOnce);
+}
+
+// Calls body(part, begin, end of its rows, member) for all parts, in pieces.
+template <typename Body>
+void for_each_block(Compute& compute, std::int64_t parts, std::int64_t rows, Body&& body) {
+  if (parts == 0 || rows == 0) return;
+  const std::int64_t size = block_rows(compute, parts, rows), blocks = (rows + size - 1) / size;
+  compute.team.for_each(parts * blocks, 1,
+                        [&](std::int64_t piece, std::int64_t piece_end, int member) {
+                          for (; piece < piece_end; ++piece) {
+                            const std::int64_t begin = piece % blocks * size;
+                            body(piece / blocks, begin, std::min(rows, begin + size), member);
+                          }
+                        });
+}
+
+}  // namespace trimpot
