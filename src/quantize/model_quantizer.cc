@@ -114,8 +114,8 @@ class Quantization {
       TRIMPOT_TRY(chosen_,
                   columns_of_file(options_.weak_columns_from, *model_, recipe.weak_columns));
     }
-    TRIMPOT_TRY_VOID(check_recipe(
-        recipe, std::min({config.hidden, config.attention.q_width(), config.feed_forward})));
+    const auto widths = {config.hidden, config.attention.q_width(), config.feed_forward};
+    TRIMPOT_TRY_VOID(check_recipe(recipe, std::min(widths), std::max(widths)));
     if (recipe.needs_calibration()) TRIMPOT_TRY_VOID(find_global_columns(out));
     TRIMPOT_TRY(ModelOutput output, ModelOutput::open(in_, *model_, options_, out));
     if (recipe.reorder) output.set_residual_order(weak_last(report_.global_columns, config.hidden));

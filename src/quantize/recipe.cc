@@ -1,5 +1,7 @@
 #include "quantize/recipe.h"
 
+#include <algorithm>
+
 namespace trimpot {
 
 Result<Recipe> recipe_of(const std::string& method) {
@@ -32,9 +34,15 @@ Result<Recipe> recipe_of(const std::string& method) {
   return recipe;
 }
 
-Status check_recipe(const Recipe& recipe, std::int64_t narrowest) {
+Status check_recipe(const Recipe& recipe, std::int64_t narrowest, std::int64_t widest) {
   if (recipe.target != Target::kCodes) return {};
   TRIMPOT_TRY_VOID(check_scheme(recipe.scheme, 1, narrowest));
+  // 128 is the default, for models that are narrower too.
+  constexpr std::int64_t kDefaultGroup = 128;
+  if (recipe.scheme.group_size > std::max(widest, kDefaultGroup))
+    return fail(
+        "--group-size {}: the widest layer has {} input columns; -1 makes one group of each row",
+        recipe.scheme.group_size, widest);
   if (recipe.selection == Selection::kNone) return {};
   if (recipe.weak_columns < 1)
     return fail("--weak-columns {}: method {} keeps at least 1", recipe.weak_columns,

@@ -43,7 +43,7 @@ struct Recipe {
 // bits; owq channel-wise, qeft in groups of 128, both with 16 weak columns. Errors: another name.
 Result<Recipe> recipe_of(const std::string& method);
 
-// Errors: bits, group size or weak columns that fit no matrix of this width.
-Status check_recipe(const Recipe& recipe, std::int64_t narrowest);
+// Errors: bits, group size or weak columns that fit no matrix between these widths.
+Status check_recipe(const Recipe& recipe, std::int64_t narrowest, std::int64_t widest);
 
 }  // namespace trimpot

@@ -264,6 +264,8 @@ class Cli(unittest.TestCase):
         self.trimpot("quantize", "f16.gguf", "own.gguf", "--method", "qeft", "--group-size", "32",
                      "--weak-columns", "4", "--calib", "text.txt", "--calib-samples", "2",
                      "--calib-length", "64", "-q")
+        self.fails("quantize", "f16.gguf", "wide.gguf", "--method", "rtn", "--group-size", "4096",
+                   says=["--group-size 4096", "-1"])
         out, _ = self.trimpot("inspect", "own.gguf", "--json")
         model = json.loads(out)
         self.assertEqual((model["format"], model["architecture"], model["can_run"]), ("trimpot", "llama", True))
