@@ -38,7 +38,7 @@ Status load_adapters(const std::vector<std::string>& pairs, serve::Adapters& ada
     TRIMPOT_TRY(const serve::ServedPtr served,
                 adapters.load(pair.substr(0, split), pair.substr(split + 1)));
     note(fmt::format("adapter {}: {} in memory", served->name,
-                     format_bytes(static_cast<double>(served->overlay->bytes()))));
+                     format_bytes(static_cast<double>(served->adapter->bytes()))));
   }
   return {};
 }

@@ -39,6 +39,14 @@ ServedPtr Adapters::find(const std::string& name) const {
   return found == adapters_.end() ? nullptr : found->second;
 }
 
+ServedPtr Adapters::by_number(std::uint64_t version) const {
+  if (version == 0) return served_base_;
+  const std::lock_guard lock(mutex_);
+  for (const auto& [name, served] : adapters_)
+    if (served->version == version) return served;
+  return nullptr;
+}
+
 Result<ServedPtr> Adapters::load(const std::string& name, const std::string& path) {
   TRIMPOT_TRY_VOID(check_name(name));
   const auto taken = [&] { return name == served_base_->name || adapters_.contains(name); };
@@ -56,7 +64,11 @@ Result<ServedPtr> Adapters::load(const std::string& name, const std::string& pat
   served->name = name;
   served->path = path;
   served->created = std::time(nullptr);
-  TRIMPOT_TRY(served->overlay, load_overlay(path, base_, model_));
+  TRIMPOT_TRY(Adapter adapter, read_adapter(path, base_, model_));
+  // Made once to see that it can be: what is wrong is told now, not to somebody's request.
+  if (const auto overlay = make_overlay({&adapter, 1}, model_); !overlay)
+    return fail("{}: {}", path, overlay.error().message);
+  served->adapter = std::move(adapter);
   const std::lock_guard lock(mutex_);
   TRIMPOT_TRY_VOID(check());  // somebody else may have been faster
   served->version = next_version_++;

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "base/result.h"
-#include "model/overlay.h"
 #include "serve/usage.h"
 #include "tune/adapter.h"
 
@@ -18,12 +17,10 @@ namespace trimpot::serve {
 struct Served {
   std::string name;
   std::string path;
-  std::uint64_t version = 0;  // never given twice; 0: the base
-  std::int64_t created = 0;   // seconds since 1970
-  std::optional<Overlay> overlay;
+  std::uint64_t version = 0;       // never given twice; 0: the base
+  std::int64_t created = 0;        // seconds since 1970
+  std::optional<Adapter> adapter;  // as in its file; nothing: the base
   mutable Usage usage;
-
-  const Overlay* turn_overlay() const { return overlay ? &*overlay : nullptr; }
 };
 // A request holds what it asked for until it is done, so that adapters can be unloaded any time.
 using ServedPtr = std::shared_ptr<const Served>;
@@ -36,7 +33,10 @@ class Adapters {
 
   // The base for "" and its own name; null if there is no such name.
   ServedPtr find(const std::string& name) const;
-  // Errors: a name that is empty, too long, not printable or taken; what load_overlay() says.
+  // The adapter with this version, the base for 0; null if there is none.
+  ServedPtr by_number(std::uint64_t version) const;
+  // Errors: a name that is empty, too long, not printable or taken; what read_adapter() and
+  // make_overlay() say.
   Result<ServedPtr> load(const std::string& name, const std::string& path);
   // Whether there was one.
   bool unload(const std::string& name);

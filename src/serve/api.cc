@@ -245,6 +245,13 @@ HttpReply Api::generate(const HttpRequest& http, Parsed<GenerationRequest> parse
   auto ticket = std::make_shared<Ticket>();
   ticket->served = adapters_.find(parsed->model);
   if (!ticket->served) return error_reply(unknown_model(parsed->model));
+  if (parsed->adapter) {
+    ticket->served = adapters_.by_number(*parsed->adapter);
+    if (!ticket->served)
+      return error_reply({404,
+                          "lora: there is no adapter with this id; GET /lora-adapters lists them",
+                          "adapter_not_found", "lora"});
+  }
   ticket->jobs = std::move(parsed->jobs);
   ticket->stream = parsed->stream;
   ticket->deadline = ticket->arrived + options_.timeout;

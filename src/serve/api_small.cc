@@ -11,7 +11,7 @@ OrderedJson adapter_json(const Served& served) {
   return {{"name", served.name},
           {"path", served.path},
           {"version", served.version},
-          {"bytes", served.overlay ? served.overlay->bytes() : 0},
+          {"bytes", served.adapter ? served.adapter->bytes() : 0},
           {"running", served.usage.running.load()},
           {"waiting", served.usage.waiting.load()}};
 }
@@ -133,11 +133,12 @@ HttpReply Api::unload_adapter(const HttpRequest& request) {
 }
 
 // llama-server's list: every adapter is there, and none is applied unless a request asks for it.
+// Ids stay what they are when others come and go.
 HttpReply Api::lora_list(const HttpRequest&) {
   auto list = OrderedJson::array();
   for (const ServedPtr& served : adapters_.list())
     if (served->version != 0)
-      list.push_back({{"id", list.size()}, {"path", served->path}, {"scale", 0.0}});
+      list.push_back({{"id", served->version - 1}, {"path", served->path}, {"scale", 0.0}});
   return json_reply(list);
 }
 

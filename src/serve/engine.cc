@@ -30,9 +30,10 @@ double seconds_since(Clock::time_point time) {
 
 }  // namespace
 
-Engine::Running::Running(const Waiting& from, Slot& slot)
+Engine::Running::Running(const Waiting& from, Slot& slot, OverlayPtr overlay)
     : ticket(from.ticket),
       slot(&slot),
+      overlay(std::move(overlay)),
       read(slot.tokens.size()),
       sampler(from.ticket->jobs[from.job].sampler),
       text(from.ticket->jobs[from.job].stop) {
@@ -49,6 +50,7 @@ Engine::Engine(Compute& compute, const Model& model, const Tokenizer& tokenizer,
       decoder_(compute, model),
       pool_(compute, model, options.context, options.cache,
             options.parallel + idle_slots(compute, model, options)),
+      overlays_(model, options.parallel),
       thread_([this] { run(); }) {}
 
 void Engine::stop() {
@@ -175,14 +177,16 @@ bool Engine::admit_one(const Waiting& waiting) {
   // The last token has to be computed anyway, for what comes after it.
   const std::size_t limit = job.score_prompt ? 0 : job.prompt.size() - 1;
   const auto length = static_cast<std::int64_t>(job.prompt.size());
-  Slot* slot = pool_.acquire(served.version, job.prompt, limit,
-                             std::min(options_.context, length + job.max_tokens));
+  auto overlay = overlays_.of(waiting.ticket->served);
+  Slot* slot = overlay ? pool_.acquire(served.version, job.prompt, limit,
+                                       std::min(options_.context, length + job.max_tokens))
+                       : nullptr;
   if (slot == nullptr) {
     if (!running_.empty()) return false;
     give_up_waiting(waiting, Finish::kNoMemory);
     return true;
   }
-  running_.push_back(std::make_unique<Running>(waiting, *slot));
+  running_.push_back(std::make_unique<Running>(waiting, *slot, std::move(*overlay)));
   --served.usage.waiting;
   ++served.usage.running;
   served.usage.prompt_tokens += job.prompt.size();
@@ -197,8 +201,7 @@ bool Engine::admit_one(const Waiting& waiting) {
 void Engine::plan(std::vector<Turn>& turns, std::vector<Share>& shares) {
   std::int64_t rows = 0, wanted = 0;
   const auto add = [&](Running& running, std::span<const TokenId> tokens, bool wants_logits) {
-    turns.push_back(
-        {&running.slot->sequence, tokens, wants_logits, running.ticket->served->turn_overlay()});
+    turns.push_back({&running.slot->sequence, tokens, wants_logits, running.overlay.get()});
     shares.push_back(
         {&running, rows, static_cast<std::int64_t>(tokens.size()), wants_logits ? wanted++ : -1});
     rows += static_cast<std::int64_t>(tokens.size());

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "model/session.h"
+#include "serve/overlay_cache.h"
 #include "serve/sequence_pool.h"
 #include "serve/text_stream.h"
 #include "serve/ticket.h"
@@ -63,12 +64,13 @@ class Engine {
     std::size_t job;
   };
   struct Running {
-    Running(const Waiting& from, Slot& slot);
+    Running(const Waiting& from, Slot& slot, OverlayPtr overlay);
     const Job& job() const { return ticket->jobs[delta.job]; }
     bool reads_prompt() const { return read < job().prompt.size(); }
 
     std::shared_ptr<Ticket> ticket;
     Slot* slot;
+    OverlayPtr overlay;
     std::size_t read;   // tokens of the prompt that the slot holds
     TokenId last = -1;  // drawn, and not in the slot yet
     std::int64_t drawn = 0;
@@ -104,6 +106,7 @@ class Engine {
   const EngineOptions options_;
   Decoder decoder_;
   SequencePool pool_;
+  OverlayCache overlays_;
   AlignedBuffer<float> logits_;                    // [running, vocabulary]
   AlignedBuffer<float> prompt_logits_;             // [kScoreRows, vocabulary]
   std::vector<std::unique_ptr<Running>> running_;  // in the order in which they were admitted

@@ -17,9 +17,38 @@ std::uint64_t choice_seed(std::uint64_t seed, std::int64_t choice) {
   return seed + static_cast<std::uint64_t>(choice) * 0x9e3779b97f4a7c15u;
 }
 
+// "lora": [{"id": 0, "scale": 1}], as llama-server has it: what is not listed or has a scale of 0
+// is not used. Scales of groups are final values, so an adapter is used whole or not at all.
+std::optional<std::uint64_t> read_lora(Fields& fields) {
+  const Json* list = fields.any("lora");
+  if (list == nullptr) return {};
+  constexpr const char* kWanted =
+      "has to be a list of {\"id\": number of an adapter in GET /lora-adapters, \"scale\": 0 or "
+      "1}, "
+      "one of them 1 at most";
+  std::uint64_t chosen = 0;
+  if (!list->is_array()) fields.problem("lora", kWanted);
+  for (std::size_t i = 0; list->is_array() && i < list->size(); ++i) {
+    const Json& entry = (*list)[i];
+    if (!entry.is_object()) {
+      fields.problem("lora", kWanted);
+      continue;
+    }
+    Fields inner(entry, fmt::format("lora[{}].", i));
+    const auto id = inner.integer("id", 0, INT32_MAX);
+    const double scale = inner.number("scale", 0, 1).value_or(0);
+    if (inner.error() || !id || (scale != 0 && (scale != 1 || chosen != 0)))
+      fields.problem("lora", kWanted);
+    else if (scale == 1)
+      chosen = static_cast<std::uint64_t>(*id) + 1;
+  }
+  return chosen;
+}
+
 // What both kinds of requests share; fills all jobs' options but their prompts.
 void read_common(Fields& fields, GenerationRequest& request, Job& job) {
   request.model = fields.text("model").value_or("");
+  request.adapter = read_lora(fields);
   job.sampler.temperature =
       static_cast<float>(fields.number("temperature", 0, 100).value_or(job.sampler.temperature));
   job.sampler.top_p = static_cast<float>(fields.number("top_p", 0, 1).value_or(job.sampler.top_p));

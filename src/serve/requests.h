@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,8 @@ struct RequestLimits {
 
 struct GenerationRequest {
   std::string model;
+  // llama-server's way to choose: an adapter's number (Served::version), or 0 for the base.
+  std::optional<std::uint64_t> adapter;
   std::vector<Job> jobs;             // prompt by prompt; its `n` choices one after the other
   std::vector<std::string> prompts;  // of /v1/completions with echo: the prompts as texts
   std::int64_t choices = 1;          // of each prompt

@@ -194,6 +194,47 @@ TEST(Api, Tokenizer) {
   EXPECT_EQ(info["bos_token"], "<|im_start|>");
 }
 
+// llama-server's words: the same answer as by the adapter's name, under an id that stays.
+TEST(Api, ChoosesAdaptersByNumber) {
+  ToyServer toy;
+  for (const char name : {'a', 'b'}) toy.load_adapter({name}, static_cast<std::uint64_t>(name));
+  toy.adapters->unload("a");
+  toy.load_adapter("0", 7);  // before "b" in the list
+  Json ids = Json::object();
+  for (const Json& entry : Json::parse(toy.get("/lora-adapters").body))
+    ids[entry["path"].get<std::string>()] = entry["id"];
+  const auto answer = [&](const Json& more, int status = 200) {
+    Json body{{"prompt", "some text"},
+              {"max_tokens", 8},
+              {"temperature", 0},
+              {"logprobs", 0},
+              {"ignore_eos", true}};
+    body.update(more);
+    return toy.answer("/v1/completions", body, status);
+  };
+  const auto id = [&](std::uint64_t seed) {
+    return ids[toy.folder.file("adapter" + std::to_string(seed) + ".safetensors")];
+  };
+  EXPECT_EQ(id('b'), 1);
+  EXPECT_EQ(id(7), 2);
+  const auto by_id = [&](const Json& lora) { return answer({{"lora", lora}}); };
+  const auto use = [](const Json& adapter, const Json& scale) {
+    return Json::object({{"id", adapter}, {"scale", scale}});
+  };
+  const Json one = by_id(Json::array({use(1, 1.0), use(2, 0)}));
+  EXPECT_EQ(one["model"], "b");
+  EXPECT_EQ(one["choices"], answer({{"model", "b"}})["choices"]);
+  EXPECT_EQ(by_id(Json::array({use(2, 1)}))["choices"], answer({{"model", "0"}})["choices"]);
+  EXPECT_EQ(answer({{"model", "b"}, {"lora", Json::array()}})["choices"],
+            answer(Json::object())["choices"]);
+  answer({{"lora", Json::array({use(0, 1)})}}, 404);  // unloaded
+  for (const Json& wrong :
+       {Json("b"), Json::array({1}), Json::array({use(1, 0.5)}), Json::array({use(1, -1)}),
+        Json::array({use("b", 1)}), Json::array({Json::object({{"scale", 1}})}),
+        Json::array({use(1, 1), use(2, 1)})})
+    EXPECT_EQ(answer({{"lora", wrong}}, 400)["error"]["param"], "lora") << wrong;
+}
+
 TEST(Api, AdaptersComeAndGo) {
   ToyServer toy;
   const std::string path = toy.write_adapter_file(1);
