@@ -5,28 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <optional>
 
-#include "io/test_files.h"
-#include "support/compare.h"
-#include "support/toy_model.h"
+#include "eval/toy_text.h"
 
 namespace trimpot {
 namespace {
 
-class ChoiceTest : public testing::Test {
+class ChoiceTest : public ToyText {
  protected:
-  void SetUp() override {
-    ToyOptions options;
-    options.gain = 2;
-    options.context = 160;
-    auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
-    ASSERT_TRUE(toy) << toy.error().message;
-    model_ = std::move(toy->model);
-    auto tokenizer = Tokenizer::from_gguf(toy->file);
-    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-    tokenizer_.emplace(std::move(*tokenizer));
-  }
+  ChoiceTest() : ToyText(160) {}
 
   // log P(byte | what comes before) for the bytes of `text` from `begin` on.
   std::vector<double> log_probs(const std::string& text, std::size_t begin) const {
@@ -69,10 +56,6 @@ class ChoiceTest : public testing::Test {
     for (std::size_t i = from; i < values.size(); ++i) total += values[i];
     return total;
   }
-
-  const TempFolder folder_;
-  std::unique_ptr<Model> model_;
-  std::optional<Tokenizer> tokenizer_;
 };
 
 TEST_F(ChoiceTest, LikelihoodsAndBothNorms) {

@@ -3,29 +3,15 @@
 
 #include <gtest/gtest.h>
 
-#include <optional>
-
 #include "eval/gsm8k.h"
-#include "io/test_files.h"
-#include "support/compare.h"
-#include "support/toy_model.h"
+#include "eval/toy_text.h"
 
 namespace trimpot {
 namespace {
 
-class GenerateTest : public testing::Test {
+class GenerateTest : public ToyText {
  protected:
-  void SetUp() override {
-    ToyOptions options;
-    options.gain = 2;
-    options.context = 120;
-    auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
-    ASSERT_TRUE(toy) << toy.error().message;
-    model_ = std::move(toy->model);
-    auto tokenizer = Tokenizer::from_gguf(toy->file);
-    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-    tokenizer_.emplace(std::move(*tokenizer));
-  }
+  GenerateTest() : ToyText(120) {}
   Result<std::vector<std::string>> texts(const std::vector<std::string>& prompts,
                                          const GenerateOptions& options) const {
     Compute compute(*usable_kernels().back(), Precision::kDefault, 2);
@@ -33,9 +19,6 @@ class GenerateTest : public testing::Test {
     for (const std::string& prompt : prompts) ids.push_back(tokenizer_->encode(prompt));
     return generate_texts(compute, *model_, *tokenizer_, ids, options, nullptr);
   }
-  const TempFolder folder_;
-  std::unique_ptr<Model> model_;
-  std::optional<Tokenizer> tokenizer_;
 };
 
 TEST_F(GenerateTest, TogetherAsAlone) {
