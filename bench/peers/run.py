@@ -7,6 +7,7 @@ usage: run.py TRIMPOT MODEL.gguf [options]
   --peer-file F.gguf  more files for the peers (the same model in another 4-bit format); the fastest one counts too
   --own-file F.gguf   more files for trimpot's decode (made by trimpot quantize)
   --hf DIR            the model as a Hugging Face folder: tuning steps of torch + peft (torch_step.py)
+  --openvino FILE.xml OpenVINO's prefill of that folder's model; converted to int4 first if FILE is not there
   --tune METHOD=FILE  trimpot's tuning steps, several; default: peqa and peqa-both on MODEL
   --threads 2  --rounds 5  --compile (torch.compile too: minutes)  --only decode,prefill,tune  -o REPORT.md
 
@@ -70,10 +71,10 @@ def llama_rate(options, folder, model, prompt, predict, *extra):
     return run
 
 
-def torch_rate(options, method, *extra):
+def python_rate(options, script, *arguments):
+    """A script of this folder, run by the Python that runs this one; its last line is a JSON object."""
     def run():
-        script = Path(__file__).with_name("torch_step.py")
-        text = output([sys.executable, script, options.hf, method, "--threads", options.threads, *extra])
+        text = output([sys.executable, Path(__file__).with_name(script), options.hf, *arguments, "--threads", options.threads])
         return None if text is None else json.loads(text.strip().splitlines()[-1])["tokens_per_second"]
 
     return run
@@ -91,6 +92,8 @@ def generation(options, what):
         if options.ik:
             runs.add(f"ik_llama.cpp, {model.name}", False, llama_rate(options, options.ik, model, *counts))
             runs.add(f"ik_llama.cpp -rtr 1, {model.name}", False, llama_rate(options, options.ik, model, *counts, "-rtr", 1))
+    if options.openvino and what == "prefill":
+        runs.add("OpenVINO, int4 g64", False, python_rate(options, "openvino_prefill.py", "--ir", options.openvino))
     return runs
 
 
@@ -101,10 +104,10 @@ def tuning(options):
         runs.add(f"trimpot {method}, {Path(model).name}", True,
                  trimpot_rate(options, "tune", model, "--method", method, "--max-seq-length", "512"))
     if options.hf:
-        runs.add("torch + peft, LoRA r=64, bf16", False, torch_rate(options, "lora"))
+        runs.add("torch + peft, LoRA r=64, bf16", False, python_rate(options, "torch_step.py", "lora"))
         if options.compile:
-            runs.add("the same, compiled", False, torch_rate(options, "lora", "--compile"))
-        runs.add("bitsandbytes QLoRA r=64, bf16, checkpointing", False, torch_rate(options, "qlora", "--checkpointing"))
+            runs.add("the same, compiled", False, python_rate(options, "torch_step.py", "lora", "--compile"))
+        runs.add("bitsandbytes QLoRA r=64, bf16, checkpointing", False, python_rate(options, "torch_step.py", "qlora", "--checkpointing"))
     return runs
 
 
@@ -136,6 +139,7 @@ def main():
     parser.add_argument("--peer-file", type=Path, action="append", default=[])
     parser.add_argument("--own-file", type=Path, action="append", default=[])
     parser.add_argument("--hf", type=Path)
+    parser.add_argument("--openvino", type=Path)
     parser.add_argument("--tune", action="append", default=[])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -143,6 +147,8 @@ def main():
     parser.add_argument("--only", default="decode,prefill,tune")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.openvino and not options.hf:
+        parser.error("--openvino needs --hf")
     options.details = {}
     wanted = options.only.split(",")
     text = ""
