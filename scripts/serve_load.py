@@ -36,6 +36,17 @@ class Client:
         self.address = address
         self.connection = None
 
+    def post(self, body, headers):
+        """Once more on a new connection if the server closed the old one after its last answer, as llama-server does."""
+        for last in (False, True):
+            try:
+                self.connection.request("POST", "/v1/completions", body, headers)
+                return self.connection.getresponse()
+            except (http.client.RemoteDisconnected, ConnectionError):
+                if last:
+                    raise
+                self.connection.close()
+
     def ask(self, number, model):
         """(text, tokens, seconds to first token, seconds) of a streamed completion."""
         options = self.options
@@ -51,8 +62,7 @@ class Client:
         if options.api_key:
             headers["Authorization"] = "Bearer " + options.api_key
         begin = time.monotonic()
-        self.connection.request("POST", "/v1/completions", json.dumps(body), headers)
-        reply = self.connection.getresponse()
+        reply = self.post(json.dumps(body), headers)
         if reply.status != 200:
             raise RuntimeError(f"status {reply.status}: {reply.read()[:300]!r}")
         text, tokens, first = "", 0, None

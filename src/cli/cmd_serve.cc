@@ -55,13 +55,16 @@ Status serve_model(ServeOptions options) {
     text.chat = std::move(*chat);
   else
     note("no chat: " + chat.error().message);
+  serve::OverlayCache overlays(*engine->model, options.engine.parallel);
   serve::Adapters adapters(std::filesystem::path(options.model.model).stem().string(),
-                           {options.model.model, fingerprint(engine->file)}, *engine->model);
+                           {options.model.model, fingerprint(engine->file)}, *engine->model,
+                           overlays);
   TRIMPOT_TRY_VOID(load_adapters(options.adapters, adapters));
   options.engine.context = context_of(options, *engine->model);
   options.engine.cache = cache_type(options.cache);
   watch_interrupts();
-  serve::Engine scheduler(engine->compute, *engine->model, *engine->tokenizer, options.engine);
+  serve::Engine scheduler(engine->compute, *engine->model, *engine->tokenizer, overlays,
+                          options.engine);
   serve::Api api(scheduler, adapters, *engine->tokenizer, std::move(text),
                  {options.api_key, options.metrics, std::chrono::seconds(options.timeout)});
   // Each request holds a connection until it is answered.

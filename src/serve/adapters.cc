@@ -23,8 +23,9 @@ Status check_name(const std::string& name) {
 
 }  // namespace
 
-Adapters::Adapters(std::string base_name, AdapterBase base, const Model& model)
-    : base_(std::move(base)), model_(model) {
+Adapters::Adapters(std::string base_name, AdapterBase base, const Model& model,
+                   OverlayCache& overlays)
+    : base_(std::move(base)), model_(model), overlays_(overlays) {
   auto served = std::make_shared<Served>();
   served->name = std::move(base_name);
   served->path = base_.path;
@@ -64,11 +65,10 @@ Result<ServedPtr> Adapters::load(const std::string& name, const std::string& pat
   served->name = name;
   served->path = path;
   served->created = std::time(nullptr);
-  TRIMPOT_TRY(Adapter adapter, read_adapter(path, base_, model_));
-  // Made once to see that it can be: what is wrong is told now, not to somebody's request.
-  if (const auto overlay = make_overlay({&adapter, 1}, model_); !overlay)
+  TRIMPOT_TRY(served->adapter, read_adapter(path, base_, model_));
+  // What is wrong is told now, not to somebody's request; and the first one need not wait.
+  if (const auto overlay = overlays_.of(served); !overlay)
     return fail("{}: {}", path, overlay.error().message);
-  served->adapter = std::move(adapter);
   const std::lock_guard lock(mutex_);
   TRIMPOT_TRY_VOID(check());  // somebody else may have been faster
   served->version = next_version_++;

@@ -2,34 +2,20 @@
 #pragma once
 
 #include <map>
-#include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "base/result.h"
-#include "serve/usage.h"
-#include "tune/adapter.h"
+#include "serve/overlay_cache.h"
 
 namespace trimpot::serve {
-
-struct Served {
-  std::string name;
-  std::string path;
-  std::uint64_t version = 0;       // never given twice; 0: the base
-  std::int64_t created = 0;        // seconds since 1970
-  std::optional<Adapter> adapter;  // as in its file; nothing: the base
-  mutable Usage usage;
-};
-// A request holds what it asked for until it is done, so that adapters can be unloaded any time.
-using ServedPtr = std::shared_ptr<const Served>;
 
 // May be used by many threads at once.
 class Adapters {
  public:
-  // `base`: the model's file and fingerprint; `model` must outlive this.
-  Adapters(std::string base_name, AdapterBase base, const Model& model);
+  // `base`: the model's file and fingerprint. Adapters that are loaded are put into `overlays`.
+  // `model` and `overlays` must outlive this.
+  Adapters(std::string base_name, AdapterBase base, const Model& model, OverlayCache& overlays);
 
   // The base for "" and its own name; null if there is no such name.
   ServedPtr find(const std::string& name) const;
@@ -47,6 +33,7 @@ class Adapters {
  private:
   AdapterBase base_;
   const Model& model_;
+  OverlayCache& overlays_;
   ServedPtr served_base_;
   mutable std::mutex mutex_;
   std::map<std::string, ServedPtr> adapters_;

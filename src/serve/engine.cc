@@ -42,15 +42,15 @@ Engine::Running::Running(const Waiting& from, Slot& slot, OverlayPtr overlay)
 }
 
 Engine::Engine(Compute& compute, const Model& model, const Tokenizer& tokenizer,
-               const EngineOptions& options)
+               OverlayCache& overlays, const EngineOptions& options)
     : compute_(compute),
       model_(model),
       tokenizer_(tokenizer),
+      overlays_(overlays),
       options_(options),
       decoder_(compute, model),
       pool_(compute, model, options.context, options.cache,
             options.parallel + idle_slots(compute, model, options)),
-      overlays_(model, options.parallel),
       thread_([this] { run(); }) {}
 
 void Engine::stop() {

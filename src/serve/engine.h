@@ -41,7 +41,7 @@ struct EngineState {
 class Engine {
  public:
   // `compute` belongs to the engine from now on. All must outlive it.
-  Engine(Compute& compute, const Model& model, const Tokenizer& tokenizer,
+  Engine(Compute& compute, const Model& model, const Tokenizer& tokenizer, OverlayCache& overlays,
          const EngineOptions& options);
   ~Engine() { stop(); }
   Engine(const Engine&) = delete;
@@ -103,10 +103,10 @@ class Engine {
   Compute& compute_;
   const Model& model_;
   const Tokenizer& tokenizer_;
+  OverlayCache& overlays_;
   const EngineOptions options_;
   Decoder decoder_;
   SequencePool pool_;
-  OverlayCache overlays_;
   AlignedBuffer<float> logits_;                    // [running, vocabulary]
   AlignedBuffer<float> prompt_logits_;             // [kScoreRows, vocabulary]
   std::vector<std::unique_ptr<Running>> running_;  // in the order in which they were admitted

@@ -4,30 +4,33 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
-#include "serve/adapters.h"
+#include "serve/served.h"
 
 namespace trimpot::serve {
 
 using OverlayPtr = std::shared_ptr<const Overlay>;
 
-// For one thread. `model` must outlive it.
+// May be used by many threads at once. `model` must outlive it.
 class OverlayCache {
  public:
   OverlayCache(const Model& model, std::size_t most) : model_(model), most_(most) {}
 
-  // Null for the base. Errors: there is no memory for it.
+  // Null for the base. Errors: what make_overlay() says; there is no memory for it.
   Result<OverlayPtr> of(const ServedPtr& served);
-  std::size_t size() const { return ready_.size(); }
+  std::size_t size() const;
 
  private:
+  OverlayPtr find(const ServedPtr& served);
   struct Ready {
     std::weak_ptr<const Served> served;
     OverlayPtr overlay;
   };
   const Model& model_;
   const std::size_t most_;
+  mutable std::mutex mutex_;
   std::vector<Ready> ready_;  // the one used last at the end
 };
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "model/sampler.h"
-#include "serve/adapters.h"
+#include "serve/served.h"
 
 namespace trimpot::serve {
 

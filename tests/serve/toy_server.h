@@ -30,10 +30,11 @@ class ToyServer {
     file = std::make_unique<gguf::File>(std::move(toy->file));
     model = std::move(toy->model);
     tokenizer = std::make_unique<Tokenizer>(*Tokenizer::from_gguf(*file));
+    overlays = std::make_unique<OverlayCache>(*model, options.parallel);
     adapters = std::make_unique<Adapters>(
-        "toy", AdapterBase{folder.file("toy.gguf"), fingerprint(*file)}, *model);
+        "toy", AdapterBase{folder.file("toy.gguf"), fingerprint(*file)}, *model, *overlays);
     options.context = kToyContext;
-    engine = std::make_unique<Engine>(compute, *model, *tokenizer, options);
+    engine = std::make_unique<Engine>(compute, *model, *tokenizer, *overlays, options);
     ModelText text{"template", std::move(*ChatTemplate::from_gguf(*file))};
     api = std::make_unique<Api>(*engine, *adapters, *tokenizer, std::move(text),
                                 std::move(api_options));
@@ -94,6 +95,7 @@ class ToyServer {
   std::unique_ptr<gguf::File> file;
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<OverlayCache> overlays;
   std::unique_ptr<Adapters> adapters;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<Api> api;
