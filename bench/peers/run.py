@@ -149,6 +149,7 @@ def main():
     options = parser.parse_args()
     if options.openvino and not options.hf:
         parser.error("--openvino needs --hf")
+    options.trimpot = options.trimpot.resolve()  # a bare name would be looked for in PATH
     options.details = {}
     wanted = options.only.split(",")
     text = ""
