@@ -1,23 +1,15 @@
-// The training loop on toy models: that it learns, and that a run is the same run for any number of
-// threads and across interruptions.
+// The training loop on toy models: that it learns, and that a run is the same for any number of
+// threads.
 #include "tune/trainer.h"
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
-#include "io/test_files.h"
-#include "support/compare.h"
-#include "support/random.h"
-#include "support/toy_model.h"
-#include "tune/scales.h"
+#include "tune/training.h"
 
 namespace trimpot {
 namespace {
 
 using enum ElementType;
-
-constexpr TokenId kSymbols = 16, kSeparator = 16;
 
 // The toy task: after a separator repeat the symbols before it, each replaced by another one. Only
 // the second half is learned; the model has to look back as many tokens as the text is long.
@@ -38,73 +30,6 @@ ExampleSet cipher_examples(std::size_t count, std::int64_t length) {
   }
   return examples;
 }
-
-// A chain in which every symbol follows from the one before it.
-ExampleSet chain_examples(std::size_t count) {
-  RandomStream random(6);
-  ExampleSet examples;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::vector<TokenId> tokens{static_cast<TokenId>(random.below(kSymbols))};
-    const std::int64_t length = 4 + random.below(9);
-    while (static_cast<std::int64_t>(tokens.size()) < length)
-      tokens.push_back((5 * tokens.back() + 3) % kSymbols);
-    examples.append(tokens, std::vector<std::uint8_t>(tokens.size(), 1));
-  }
-  return examples;
-}
-
-ToyOptions trainer_options(ElementType type) {
-  ToyOptions options;
-  options.vocabulary = 17;
-  options.head = kQ8_0;
-  options.feed_forward = 128;
-  options.linear_types = ToyOptions::all_linears(type);
-  return options;
-}
-
-class Training : public testing::Test {
- protected:
-  void SetUp() override { reload(trainer_options(kQ4_1)); }
-  void reload(const ToyOptions& options) {
-    auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
-    ASSERT_TRUE(toy) << toy.error().message;
-    model_ = std::move(toy->model);
-  }
-  // A model as it is in the file, with a method on it and a trainer.
-  struct Run {
-    std::unique_ptr<Model> model;
-    std::unique_ptr<TuningMethod> method;
-    std::unique_ptr<Compute> compute;
-    std::optional<Trainer> trainer;
-    std::span<const float> values() const { return method->parameters().values.span(); }
-  };
-  Run start(const ExampleSet& examples, const TrainerOptions& options,
-            const ScaleOptions& scales = {}, int threads = 2,
-            Precision precision = Precision::kDefault, const std::string& identity = "this run") {
-    Run run;
-    const auto file = gguf::File::open(folder_.file("toy.gguf"));
-    EXPECT_TRUE(file);
-    run.compute = std::make_unique<Compute>(*usable_kernels().front(), precision, threads);
-    auto model = load_model(*file, run.compute->team);
-    EXPECT_TRUE(model) << model.error().message;
-    run.model = std::move(*model);
-    auto method = make_scale_method(*run.model, scales);
-    EXPECT_TRUE(method) << method.error().message;
-    run.method = std::move(*method);
-    auto trainer =
-        Trainer::create(*run.compute, *run.model, *run.method, examples, false, options, identity);
-    EXPECT_TRUE(trainer) << trainer.error().message;
-    run.trainer.emplace(std::move(*trainer));
-    return run;
-  }
-  RunFolder folder(const std::string& name, std::optional<std::uint64_t> step = std::nullopt) {
-    auto out = RunFolder::open(folder_.file(name), step);
-    EXPECT_TRUE(out) << out.error().message;
-    return std::move(*out);
-  }
-  const TempFolder folder_;
-  std::unique_ptr<Model> model_;
-};
 
 // A small model learns to translate by its scales alone, on texts it has not seen: forward,
 // attention, every gradient, the optimizer and the commit have to work together for it. The loss
@@ -153,42 +78,6 @@ TEST_F(Training, EveryMethodLearns) {
   }
 }
 
-TrainerOptions short_run() {
-  TrainerOptions options;
-  options.learning_rate = 1e-2;
-  options.max_steps = 6;
-  options.batch_size = 5;
-  options.packing = true;
-  options.max_seq_length = 24;
-  options.val_size = 6;
-  options.seed = 3;
-  return options;
-}
-
-// Everything that must be equal between two runs: master values, moments, what is in the model.
-struct State {
-  std::vector<float> numbers;
-  std::vector<f16> committed;
-};
-template <class Run>
-State state_of(const Run& run) {
-  State state;
-  const Parameters& parameters = run.method->parameters();
-  for (const auto* values :
-       {&parameters.values, &parameters.first_moment, &parameters.second_moment})
-    state.numbers.insert(state.numbers.end(), values->data(), values->data() + values->size());
-  for (std::size_t i = 0; i < run.model->linear_count(); ++i) {
-    const Matrix& matrix = run.model->linear(i).weight;
-    state.committed.insert(state.committed.end(), matrix.scales().begin(), matrix.scales().end());
-    state.committed.insert(state.committed.end(), matrix.offsets().begin(), matrix.offsets().end());
-  }
-  return state;
-}
-void expect_equal(const State& a, const State& b) {
-  EXPECT_TRUE(same_bits(a.numbers, b.numbers));
-  EXPECT_EQ(a.committed, b.committed);
-}
-
 TEST_F(Training, TheSameBitsForAnyThreads) {
   const ExampleSet examples = chain_examples(60);
   for (const Precision precision : {Precision::kDefault, Precision::kF32}) {
@@ -210,144 +99,6 @@ TEST_F(Training, TheSameBitsForAnyThreads) {
       EXPECT_EQ(got, losses) << threads << " threads";
     }
   }
-}
-
-// Six steps at once against three, an interruption, and three more by other numbers of threads.
-TEST_F(Training, ResumingIsExact) {
-  const ExampleSet examples = chain_examples(60);
-  const ScaleOptions scales{ScaleMethod::kBoth, ScaleGranularity::kGroup, {}};
-  Run straight = start(examples, short_run(), scales, 2);
-  RunFolder straight_folder = folder("straight");
-  const auto whole = straight.trainer->run(straight_folder, {});
-  ASSERT_TRUE(whole) << whole.error().message;
-  EXPECT_TRUE(whole->finished);
-  EXPECT_EQ(whole->steps, 6u);
-
-  Run first = start(examples, short_run(), scales, 1);
-  {
-    RunFolder out = folder("stopped");
-    int calls = 0;
-    TrainerHooks hooks;
-    hooks.stop = [&] { return ++calls > 3; };
-    const auto stopped = first.trainer->run(out, hooks);
-    ASSERT_TRUE(stopped) << stopped.error().message;
-    EXPECT_FALSE(stopped->finished);
-    EXPECT_EQ(stopped->steps, 3u);
-    EXPECT_EQ(stopped->checkpoint, folder_.file("stopped/checkpoint-3.safetensors"));
-    EXPECT_EQ(latest_checkpoint(folder_.file("stopped")), stopped->checkpoint);
-  }
-  for (const int threads : {1, 2, 3}) {
-    Run second = start(examples, short_run(), scales, threads);
-    const auto warning = second.trainer->resume(*latest_checkpoint(folder_.file("stopped")));
-    ASSERT_TRUE(warning) << warning.error().message;
-    EXPECT_EQ(*warning, "");
-    EXPECT_EQ(second.trainer->step(), 3u);
-    expect_equal(state_of(second), state_of(first));
-    RunFolder out = folder("stopped", 3);
-    const auto rest = second.trainer->run(out, {});
-    ASSERT_TRUE(rest) << rest.error().message;
-    EXPECT_TRUE(rest->finished);
-    expect_equal(state_of(second), state_of(straight));
-    EXPECT_EQ(rest->first_eval_loss, whole->first_eval_loss);
-    EXPECT_EQ(rest->last_eval_loss, whole->last_eval_loss);
-    ASSERT_EQ(out.metrics().steps.size(), 6u);
-    for (std::size_t i = 0; i < 6; ++i) {
-      const StepMetrics& a = out.metrics().steps[i];
-      const StepMetrics& b = straight_folder.metrics().steps[i];
-      EXPECT_EQ(a.step, i + 1);
-      EXPECT_EQ(a.loss, b.loss);
-      EXPECT_EQ(a.grad_norm, b.grad_norm);
-      EXPECT_EQ(a.learning_rate, b.learning_rate);
-      EXPECT_EQ(a.tokens, b.tokens);
-    }
-  }
-}
-
-TEST_F(Training, ResumingWithOtherKernelsWarns) {
-  const auto kernels = usable_kernels();
-  if (kernels.size() < 2) GTEST_SKIP() << "only one set of kernels";
-  const ExampleSet examples = chain_examples(60);
-  Run run = start(examples, short_run());
-  RunFolder out = folder("run");
-  TrainerHooks hooks;
-  hooks.stop = [] { return true; };
-  ASSERT_TRUE(run.trainer->run(out, hooks));
-  Compute other(*kernels.back(), Precision::kDefault, 1);
-  auto trainer =
-      Trainer::create(other, *run.model, *run.method, examples, false, short_run(), "this run");
-  ASSERT_TRUE(trainer);
-  const auto warning = trainer->resume(*latest_checkpoint(out.path()));
-  ASSERT_TRUE(warning) << warning.error().message;
-  EXPECT_EQ(*warning, std::string("this run used the ") + kernels.front()->name +
-                          " kernels and goes on with scalar: it will not be the same bit for bit "
-                          "(TRIMPOT_ISA=" +
-                          kernels.front()->name + " makes it so on a CPU that has them)");
-}
-
-TEST_F(Training, CheckpointsThatDoNotFitAreRefused) {
-  const ExampleSet examples = chain_examples(60);
-  Run run = start(examples, short_run());
-  RunFolder out = folder("run");
-  TrainerHooks hooks;
-  int calls = 0;
-  hooks.stop = [&] { return ++calls > 2; };
-  ASSERT_TRUE(run.trainer->run(out, hooks));
-  const std::string path = *latest_checkpoint(out.path());
-  const auto error_of = [&](Run& other, const std::string& checkpoint) {
-    const auto result = other.trainer->resume(checkpoint);
-    EXPECT_FALSE(result);
-    return result ? "" : result.error().message;
-  };
-  Run renamed = start(examples, short_run(), {}, 1, Precision::kDefault, "another run");
-  EXPECT_EQ(error_of(renamed, path),
-            path +
-                ": this checkpoint belongs to another run (another identity); repeat the run's "
-                "own options, or start anew without --resume");
-  EXPECT_EQ(renamed.trainer->step(), 0u);
-  // Another number of parameters under the same identity.
-  Run both = start(examples, short_run(), {ScaleMethod::kBoth, {}, {}});
-  EXPECT_EQ(error_of(both, path),
-            path + ": tensor values is missing or has another size than this model's");
-  TrainerOptions shorter = short_run();
-  shorter.max_steps = 1;
-  Run early = start(examples, shorter);
-  EXPECT_EQ(error_of(early, path), path + ": it is at step 2, beyond this run's 1");
-  // Other files, damaged ones, none.
-  const std::string bytes = read_file(path);
-  Run fresh = start(examples, short_run());
-  for (const std::size_t size :
-       {std::size_t{0}, std::size_t{7}, bytes.size() / 2, bytes.size() - 1}) {
-    write_file(folder_.file("cut"), bytes.substr(0, size));
-    EXPECT_FALSE(error_of(fresh, folder_.file("cut")).empty());
-  }
-  EXPECT_FALSE(error_of(fresh, folder_.file("absent")).empty());
-  EXPECT_FALSE(error_of(fresh, folder_.file("toy.gguf")).empty());
-  std::string other = bytes;
-  other.replace(other.find("tiles16"), 7, "tiles99");
-  write_file(folder_.file("layout"), other);
-  EXPECT_EQ(error_of(fresh, folder_.file("layout")),
-            folder_.file("layout") + ": not a checkpoint of this version of trimpot");
-}
-
-TEST_F(Training, SavesNowAndThenAndKeepsTheLast) {
-  const ExampleSet examples = chain_examples(60);
-  TrainerOptions options = short_run();
-  options.max_steps = 12;
-  options.save_steps = 3;
-  options.save_total_limit = 2;
-  Run run = start(examples, options);
-  RunFolder out = folder("run");
-  ASSERT_TRUE(run.trainer->run(out, {}));
-  // 3, 6 and 9 were saved, not the end; "9" is after "6".
-  EXPECT_FALSE(std::filesystem::exists(out.file("checkpoint-3.safetensors")));
-  EXPECT_TRUE(std::filesystem::exists(out.file("checkpoint-6.safetensors")));
-  EXPECT_EQ(latest_checkpoint(out.path()), out.file("checkpoint-9.safetensors"));
-  std::filesystem::copy_file(out.file("checkpoint-9.safetensors"),
-                             out.file("checkpoint-10.safetensors"));
-  write_file(out.file("checkpoint-x.safetensors"), "");
-  write_file(out.file("checkpoint-99.safetensors.tmp"), "");
-  EXPECT_EQ(latest_checkpoint(out.path()), out.file("checkpoint-10.safetensors"));
-  EXPECT_EQ(latest_checkpoint(folder_.file("nowhere")), std::nullopt);
 }
 
 // How the sequences of a step are grouped changes no weight: every prediction counts the same.
