@@ -41,19 +41,6 @@ struct Panels {
   std::int64_t k_stride = 16;
 };
 
-// Columns in f16 that one token's output has besides the codes: y[n] += sum_k weights[n, k] x[k].
-struct WeakColumns {
-  const f16* weights = nullptr;  // [tiles][count][16]
-  std::int64_t count = 0;
-  const float* x = nullptr;  // [count]
-};
-
-// What takes part in a product of codes besides the weight, for each token, counted from token 0.
-struct LinearExtras {
-  const GroupArrays* numbers = nullptr;  // whole: nothing null that the weight has; null: its own
-  const WeakColumns* weak = nullptr;     // null: none
-};
-
 struct Kernels {
   const char* name;
   bool bf16_backward;  // input gradients by bf16 dot products instead of f32
@@ -66,10 +53,11 @@ struct Kernels {
   // y[t, n] (+)= sum over groups of scale * x.scale * (dot - zero * x.sum) + offset * x.scaled_sum
   // for tokens [token_begin, token_end) and tiles [tile_begin, tile_end), zero being the group's
   // own or zero_point. NF4's levels take part rounded to 8 bits (impl/codes.h). Needs codes.
-  // Weak columns are added last, with the bits of multiply() into y.
+  // `of_token` (null: the weight's own for all): the groups' numbers for each token, counted from
+  // token 0, whole (nothing null that the weight has).
   void (*linear_int8)(const MatrixView& weight, const Int8View& x, std::int64_t token_begin,
                       std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
-                      const LinearExtras& extras, float* y, std::int64_t y_stride, bool add);
+                      const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add);
 
   // C[m, n] (+)= sum_k A[m, k] B[k, n]; n in [0, columns). C has contiguous rows.
   void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,

@@ -61,7 +61,6 @@ struct Stretch {
 struct CodePlan {
   std::vector<Stretch> stretches;
   std::vector<GroupArrays> of_token;  // where some stretch is mixed
-  std::vector<WeakColumns> weak;      // of few tokens; otherwise they have a pass of their own
 };
 
 // From this many rows on, numbers that are loaded once for all of them outweigh a pass of their own
@@ -72,43 +71,9 @@ GroupArrays numbers_of(const MatrixView& codes) {
   return {codes.scales, codes.zeros, codes.offsets};
 }
 
-// Up to this many tokens take weak columns along with the codes of each tile: a pass of their own
-// is calls and waiting more than arithmetic for a single token. With more tokens that
-// pass loads each weight once for several of them.
-constexpr std::int64_t kTokensTogether = 4;
-
-// Weak columns that go along with the codes; none if they need a pass of their own.
-std::vector<WeakColumns> plan_weak(const LinearOutput& output, const Activations& activations,
-                                   std::int64_t tokens) {
-  std::vector<WeakColumns> weak;
-  const auto add = [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
-    if (view.weak == nullptr) return weak.resize(static_cast<std::size_t>(end));
-    const LinearInput in = activations.input(view);
-    for (std::int64_t token = begin; token < end; ++token)
-      weak.push_back(
-          {view.weak->dense_f16().data(), view.weak->columns(), in.weak + token * in.weak_stride});
-  };
-  const auto all_views = [&](auto&& holds) {
-    return output.runs.empty()
-               ? holds(output.linear)
-               : std::all_of(output.runs.begin(), output.runs.end(),
-                             [&](const LinearRun& run) { return holds(run.linear); });
-  };
-  const auto has_none = [](const LinearView& view) { return view.weak == nullptr; };
-  const auto fits = [](const LinearView& view) {
-    return view.weak == nullptr || view.weak->view().storage == Storage::kF16;
-  };
-  if (tokens > kTokensTogether || all_views(has_none) || !all_views(fits)) return weak;
-  if (output.runs.empty()) add(output.linear, 0, tokens);
-  for (const LinearRun& run : output.runs) add(run.linear, run.begin, run.end);
-  return weak;
-}
-
-CodePlan plan_codes(const Compute& compute, const LinearOutput& output,
-                    const Activations& activations, std::int64_t tokens) {
+CodePlan plan_codes(const Compute& compute, const LinearOutput& output, std::int64_t tokens) {
   CodePlan plan;
   std::vector<Stretch>& stretches = plan.stretches;
-  if (uses_int8(compute, *output.linear.weight)) plan.weak = plan_weak(output, activations, tokens);
   if (output.runs.empty()) {
     stretches.push_back({0, tokens, output.linear.codes(), false});
     return plan;
@@ -121,10 +86,7 @@ CodePlan plan_codes(const Compute& compute, const LinearOutput& output,
     else
       same.push_back({run.begin, run.end, codes, false});
   }
-  if (!uses_int8(compute, *output.linear.weight)) {
-    stretches = std::move(same);
-    return plan;
-  }
+  if (!uses_int8(compute, *output.linear.weight)) return {std::move(same), {}};
   bool short_before = false;
   for (const Stretch& stretch : same) {
     const bool is_short = stretch.end - stretch.begin < kRowsAlone;
@@ -184,11 +146,9 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const CodePlan& 
     for (std::int64_t token = stretch.begin; token < stretch.end; token += kTokenBlock)
       compute.kernels.linear_int8(w, x.int8, token, std::min(stretch.end, token + kTokenBlock),
                                   from * 2, std::min(to * 2, w.tiles),
-                                  {stretch.mixed ? plan.of_token.data() : nullptr,
-                                   plan.weak.empty() ? nullptr : plan.weak.data()},
-                                  output.y, rows, add);
+                                  stretch.mixed ? plan.of_token.data() : nullptr, output.y, rows,
+                                  add);
   }
-  if (!plan.weak.empty()) return;
   for_each_run(
       output, tokens,
       [](const LinearView& a, const LinearView& b) {
@@ -312,7 +272,7 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   plans.reserve(outputs.size());
   std::int64_t pairs = 0;
   for (const LinearOutput& output : outputs) {
-    plans.push_back(plan_codes(compute, output, x, tokens));
+    plans.push_back(plan_codes(compute, output, tokens));
     pairs += divide_up(output.linear.weight->view().tiles, 2);
   }
   const std::int64_t grain = grain_for(compute, pairs);
@@ -354,22 +314,22 @@ void linear_f32(Compute& compute, std::span<const FloatProduct> products) {
         pieces.push_back({&product, from, std::min(count, from + step), begin,
                           std::min(product.tokens, begin + block)});
   }
+  const auto multiply = [&](const Piece& piece, int member) {
+    const FloatProduct& p = *piece.product;
+    const std::int64_t rows = p.weight->rows();
+    float* y = p.y + piece.begin * rows;
+    const std::int64_t tokens = piece.end - piece.begin;
+    linear_pairs_f32(compute, p.weight->view(), p.x + piece.begin * p.stride, p.stride, tokens,
+                     piece.from, piece.to, y, p.add, member);
+    if (p.scale == 1.0f) return;
+    const std::int64_t first = piece.from * 2 * kTileRows;
+    const std::int64_t width = std::min(piece.to * 2 * kTileRows, rows) - first;
+    for (float* out = y + first; out < y + tokens * rows; out += rows)
+      compute.kernels.scale(out, width, p.scale, out);
+  };
   compute.team.for_each(static_cast<std::int64_t>(pieces.size()), 1,
                         [&](std::int64_t index, std::int64_t, int member) {
-                          const Piece& piece = pieces[static_cast<std::size_t>(index)];
-                          const FloatProduct& p = *piece.product;
-                          const std::int64_t rows = p.weight->rows();
-                          linear_pairs_f32(compute, p.weight->view(), p.x + piece.begin * p.stride,
-                                           p.stride, piece.end - piece.begin, piece.from, piece.to,
-                                           p.y + piece.begin * rows, p.add, member);
-                          if (p.scale == 1.0f) return;
-                          const std::int64_t first = piece.from * 2 * kTileRows;
-                          const std::int64_t width =
-                              std::min(piece.to * 2 * kTileRows, rows) - first;
-                          for (std::int64_t token = piece.begin; token < piece.end; ++token) {
-                            float* out = p.y + token * rows + first;
-                            compute.kernels.scale(out, width, p.scale, out);
-                          }
+                          multiply(pieces[static_cast<std::size_t>(index)], member);
                         });
 }
 

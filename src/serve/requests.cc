@@ -23,8 +23,7 @@ std::optional<std::uint64_t> read_lora(Fields& fields) {
   const Json* list = fields.any("lora");
   if (list == nullptr) return {};
   constexpr const char* kWanted =
-      "has to be a list of {\"id\": number of an adapter in GET /lora-adapters, \"scale\": 0 or "
-      "1}, "
+      "has to be a list of {\"id\": an adapter's in GET /lora-adapters, \"scale\": 0 or 1}, "
       "one of them 1 at most";
   std::uint64_t chosen = 0;
   if (!list->is_array()) fields.problem("lora", kWanted);

@@ -11,12 +11,6 @@ namespace {
 
 bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
-AlignedBuffer<f16> copy(std::span<const f16> from) {
-  AlignedBuffer<f16> to(from.size());
-  std::copy(from.begin(), from.end(), to.data());
-  return to;
-}
-
 // Numbers as in the file, [rows, groups], in the packed order of a matrix; zero beyond its rows.
 AlignedBuffer<f16> packed(std::span<const f16> from, const ColumnOrder& rows,
                           const Matrix& matrix) {
@@ -119,19 +113,20 @@ Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, cons
   const bool moves_zeros = matrix.has_zeros() && zeros != nullptr;  // else they stay the base's
   const std::span<const f16> centres = moves_zeros ? matrix.zeros() : matrix.offsets();
   const GroupLanes base{matrix.scales().data(), centres.data(), moves_zeros};
-  const AlignedBuffer<f16> new_scales =
-      scales != nullptr ? packed(*scales, rows, matrix) : copy(matrix.scales());
-  const AlignedBuffer<f16> new_zeros =
-      zeros != nullptr ? packed(*zeros, rows, matrix) : AlignedBuffer<f16>();
-  out.scales.resize(new_scales.size());
+  AlignedBuffer<f16> packed_scales, packed_zeros;
+  if (scales != nullptr) packed_scales = packed(*scales, rows, matrix);
+  if (zeros != nullptr) packed_zeros = packed(*zeros, rows, matrix);
+  const f16* new_scales = scales != nullptr ? packed_scales.data() : base.scales;
+  out.scales.resize(matrix.scales().size());
   AlignedBuffer<f16>& to_centres = moves_zeros ? out.zeros : out.offsets;
   to_centres.resize(centres.size());
   bool good = true;
-  for (std::size_t at = 0; at < new_scales.size(); at += kTileRows)
-    good = commit_lanes(lanes_at(base, at), new_scales.data() + at,
-                        zeros != nullptr ? new_zeros.data() + at : nullptr, out.scales.data() + at,
-                        centres.empty() ? nullptr : to_centres.data() + at) &&
-           good;
+  for (std::size_t at = 0; at < out.scales.size(); at += kTileRows)
+    good =
+        commit_lanes(lanes_at(base, at), new_scales + at,
+                     zeros != nullptr ? packed_zeros.data() + at : nullptr, out.scales.data() + at,
+                     centres.empty() ? nullptr : to_centres.data() + at) &&
+        good;
   if (good) return {};
   return fail("tensor {}, {}: not a finite number", linear_tensor_name(index),
               where_broken(out, matrix));

@@ -8,12 +8,7 @@ namespace {
 // z' = z + shift must fit an f16.
 constexpr float kLargestZeroPoint = 32768.0f;
 
-bool is_frozen(GroupValues base, bool learns_zero) {
-  return (base.scale & 0x7fffu) == 0 ||
-         (learns_zero && std::fabs(zero_point(base)) > kLargestZeroPoint);
-}
-
-// The same for a lane whose numbers are floats already; with a scale of 0 `zero` may be anything.
+// Whether a group stays as it is; with a scale of 0 `zero` may be anything.
 [[gnu::always_inline]] inline bool stays(float scale, float zero, bool learns_zero) {
   return (scale == 0.0f) | (learns_zero & (std::fabs(zero) > kLargestZeroPoint));
 }
@@ -49,21 +44,6 @@ bool choose(const std::uint32_t* stay, const f16* old, const f16* now, f16* to) 
 }
 
 }  // namespace
-
-GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero) {
-  if (is_frozen(base, zero.has_value())) return base;
-  const float new_scale = f16_to_f32(scale);
-  if (base.is_zero) return {scale, zero ? *zero : base.centre, true};
-  if (zero) return {scale, f32_to_f16(-new_scale * f16_to_f32(*zero)), false};
-  const float ratio = f16_to_f32(base.centre) / f16_to_f32(base.scale);
-  return {scale, f32_to_f16(new_scale * ratio), false};
-}
-
-float zero_point(GroupValues base) {
-  if ((base.scale & 0x7fffu) == 0) return 0.0f;
-  if (base.is_zero) return f16_to_f32(base.centre);
-  return -f16_to_f32(base.centre) / f16_to_f32(base.scale);
-}
 
 GroupLanes lanes_at(const GroupLanes& all, std::size_t index) {
   return {all.scales + index, all.centres != nullptr ? all.centres + index : nullptr, all.is_zero};

@@ -1,37 +1,28 @@
-// What a tuned group's numbers become, for one group and, bit for bit the same, for the 16 rows of
-// a tile that lie side by side. With w = s (q - z), learned values and the base's alone decide:
+// What a tuned group's numbers become, for the 16 rows of a tile side by side, so that conversions
+// and divisions are vectors. With w = s (q - z), learned values and the base's alone decide:
 //   s' = the learned scale,  m' = f16(s' (m / s))   or   f16(-s' z') where zero-points are learned
 // Formats that store zeros instead of offsets m keep z, or store z' itself. Groups whose scale is
 // zero stay as they are, and so do, where zero-points are learned, those whose z is beyond +-32768:
 // f16 would not hold it.
 #pragma once
 
-#include <optional>
+#include <cstddef>
 
 #include "base/half.h"
 #include "format/matrix.h"
 
 namespace trimpot {
 
-struct GroupValues {
-  f16 scale;
-  f16 centre;    // m, or z where the format stores zeros; unused where it has neither
-  bool is_zero;  // centre is z
-};
-GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero);
-// z of a group, stored or as -m / s in f32; 0 where the scale is zero.
-float zero_point(GroupValues base);
-
 // One group of a tile's 16 rows, in packed order.
 struct GroupLanes {
   const f16* scales;
   const f16* centres;  // null: the format has none
-  bool is_zero;
+  bool is_zero;        // centres are zeros, not offsets
 };
-// A whole matrix' groups: lanes() of tile and group gives those.
+// From those of a whole matrix; `index` is a multiple of 16.
 GroupLanes lanes_at(const GroupLanes& all, std::size_t index);
 
-// committed_group() for each row. `zeros` null: zero-points are not learned. `to_centres` is not
+// The rule above for each row. `zeros` null: zero-points are not learned. `to_centres` is not
 // looked at where the base has none. Returns whether all results are finite.
 bool commit_lanes(const GroupLanes& base, const f16* scales, const f16* zeros, f16* to_scales,
                   f16* to_centres);

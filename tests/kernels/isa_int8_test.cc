@@ -105,7 +105,7 @@ TEST_P(IsaInt8, QuantizeKeepsNotANumber) {
       x[64 + at] = bad;
       const Rounded in(*GetParam(), x, 64);
       std::vector<float> y(3 * 16);
-      GetParam()->linear_int8(weight.view(), in.view, 0, 3, 0, 1, {}, y.data(), 16, false);
+      GetParam()->linear_int8(weight.view(), in.view, 0, 3, 0, 1, nullptr, y.data(), 16, false);
       for (std::int64_t i = 0; i < 48; ++i)
         ASSERT_EQ(std::isnan(y[i]), i / 16 == 1) << bad << " at " << at << ", output " << i;
     }
@@ -135,7 +135,7 @@ WeightParts product_parts(const Matrix& weight, std::int64_t row, std::int64_t c
 std::vector<float> linear(const Kernels& kernels, const Matrix& weight, const Rounded& x,
                           std::int64_t begin, std::int64_t end, bool add = false) {
   std::vector<float> y(static_cast<std::size_t>(x.tokens * weight.rows()), add ? 0.25f : 0.0f);
-  kernels.linear_int8(weight.view(), x.view, begin, end, 0, weight.view().tiles, {}, y.data(),
+  kernels.linear_int8(weight.view(), x.view, begin, end, 0, weight.view().tiles, nullptr, y.data(),
                       weight.rows(), add);
   return y;
 }
@@ -152,7 +152,7 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
         const auto want = linear(scalar(), weight, in, 0, 20);
         std::vector<float> one_by_one(want.size());
         for (std::int64_t t = 0; t < 20; ++t)
-          GetParam()->linear_int8(weight.view(), in.view, t, t + 1, 0, weight.view().tiles, {},
+          GetParam()->linear_int8(weight.view(), in.view, t, t + 1, 0, weight.view().tiles, nullptr,
                                   one_by_one.data(), rows, false);
         ASSERT_TRUE(same_bits(one_by_one, want)) << format.name << ' ' << rows;
         for (const std::int64_t tokens : {1, 2, 3, 5, 6, 7, 8, 11, 14, 20}) {
@@ -187,47 +187,14 @@ TEST_P(IsaInt8, LinearWithNumbersOfEachToken) {
     for (std::int64_t t = 0; t < kTokens; ++t) {
       const Matrix& own = variants[static_cast<std::size_t>(t * t % 3)];
       of_token.push_back({own.view().scales, own.view().zeros, own.view().offsets});
-      scalar().linear_int8(own.view(), in.view, t, t + 1, 0, weight.view().tiles, {}, want.data(),
-                           kRows, false);
+      scalar().linear_int8(own.view(), in.view, t, t + 1, 0, weight.view().tiles, nullptr,
+                           want.data(), kRows, false);
     }
     for (const std::int64_t split : {0, 1, 3, 4, 9}) {
       std::fill(got.begin(), got.end(), -1.0f);
       for (const auto& [begin, end] : {std::pair{std::int64_t{0}, split}, {split, kTokens}})
         GetParam()->linear_int8(weight.view(), in.view, begin, end, 0, weight.view().tiles,
-                                {of_token.data(), nullptr}, got.data(), kRows, false);
-      ASSERT_TRUE(same_bits(got, want)) << format.name << ", split at " << split;
-    }
-  }
-}
-
-// Weak columns come with the bits of multiply() after the codes; each token has its own, or none.
-TEST_P(IsaInt8, LinearWithWeakColumns) {
-  constexpr std::int64_t kRows = 100, kColumns = 64, kTokens = 7;
-  const Kernels& kernels = *GetParam();
-  for (const MatrixFormat& format : all_formats()) {
-    const Matrix weight = format.make(kRows, kColumns, 7, false);
-    const Rounded in(scalar(), activations(kTokens, kColumns, 8), kColumns);
-    const std::int64_t tiles = weight.view().tiles;
-    for (const std::int64_t split : {0, 1, 4}) {
-      std::vector<float> want(kTokens * kRows, 0.5f), got = want;
-      std::vector<Matrix> columns;
-      std::vector<WeakColumns> weak;
-      const std::vector<float> x = activations(kTokens, 32, 9);
-      for (const std::int64_t count : {3, 0, 16, 16, 1, 5, 32}) {
-        columns.push_back(random_matrix(ElementType::kF16, kRows, std::max<std::int64_t>(count, 1),
-                                        static_cast<std::uint64_t>(count)));
-        weak.push_back({columns.back().dense_f16().data(), count, x.data() + 32 * weak.size()});
-      }
-      kernels.linear_int8(weight.view(), in.view, 0, kTokens, 0, tiles, {}, want.data(), kRows,
-                          true);
-      for (std::size_t t = 0; t < weak.size(); ++t)
-        if (weak[t].count > 0)
-          kernels.multiply({weak[t].x, 32, 1},
-                           {weak[t].weights, Storage::kF16, weak[t].count * kTileRows, kTileRows},
-                           1, kRows, weak[t].count, want.data() + t * kRows, kRows, true);
-      for (const auto& [begin, end] : {std::pair{std::int64_t{0}, split}, {split, kTokens}})
-        kernels.linear_int8(weight.view(), in.view, begin, end, 0, tiles, {nullptr, weak.data()},
-                            got.data(), kRows, true);
+                                of_token.data(), got.data(), kRows, false);
       ASSERT_TRUE(same_bits(got, want)) << format.name << ", split at " << split;
     }
   }
@@ -244,7 +211,7 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnySplit) {
     const auto part = [&](std::int64_t tokens, std::int64_t token_end, std::int64_t tile,
                           std::int64_t tile_end) {
       const std::vector<float> before = parts;
-      GetParam()->linear_int8(weight.view(), in.view, tokens, token_end, tile, tile_end, {},
+      GetParam()->linear_int8(weight.view(), in.view, tokens, token_end, tile, tile_end, nullptr,
                               parts.data(), 100, false);
       for (std::int64_t t = 0; t < 11; ++t)
         for (std::int64_t n = 0; n < 100; ++n) {

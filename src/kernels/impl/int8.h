@@ -208,49 +208,6 @@ void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, st
   while (token < end) block.template operator()<1>();
 }
 
-// kTiles chains of sums side by side: one alone would wait for each of its steps.
-template <class S, int kTiles>
-void add_weak_tiles(const WeakColumns& weak, std::int64_t tile, std::int64_t rows, float* y) {
-  const std::int64_t tile_size = weak.count * kTileRows;
-  const f16* weights = weak.weights + tile * tile_size;
-  typename S::F sum[kTiles];
-#pragma GCC unroll 4
-  for (int n = 0; n < kTiles; ++n) sum[n] = S::zero();
-  for (std::int64_t k = 0; k < weak.count; ++k) {
-    const auto x = S::set(weak.x[k]);
-#pragma GCC unroll 4
-    for (int n = 0; n < kTiles; ++n)
-      sum[n] = S::fma(x, S::load(weights + n * tile_size + k * kTileRows), sum[n]);
-  }
-#pragma GCC unroll 4
-  for (int n = 0; n < kTiles; ++n) {
-    float* to = y + (tile + n) * kTileRows;
-    const std::int64_t left = rows - (tile + n) * kTileRows;
-    if (left >= kTileRows) {
-      S::store(to, S::add(S::load(to), sum[n]));
-    } else {
-      const int count = static_cast<int>(left);
-      S::store_first(to, S::add(S::load_first(to, count), sum[n]), count);
-    }
-  }
-}
-
-// Weak columns of tiles whose codes are done: their outputs are still in the first-level cache.
-template <class S>
-void add_weak(const MatrixView& w, const WeakColumns* of_token, std::int64_t token_begin,
-              std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end, float* y,
-              std::int64_t y_stride) {
-  for (std::int64_t token = token_begin; token < token_end; ++token) {
-    const WeakColumns& weak = of_token[token];
-    if (weak.count == 0) continue;
-    float* to = y + token * y_stride;
-    std::int64_t tile = tile_begin;
-    for (; tile + 4 <= tile_end; tile += 4) add_weak_tiles<S, 4>(weak, tile, w.rows, to);
-    for (; tile + 2 <= tile_end; tile += 2) add_weak_tiles<S, 2>(weak, tile, w.rows, to);
-    if (tile < tile_end) add_weak_tiles<S, 1>(weak, tile, w.rows, to);
-  }
-}
-
 template <class S, class C, class K>
 void linear_codes(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
                   std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
@@ -268,9 +225,9 @@ void linear_codes(const MatrixView& w, const Int8View& x, std::int64_t token_beg
 template <class S>
 void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begin,
                  std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
-                 const LinearExtras& extras, float* y, std::int64_t y_stride, bool add) {
+                 const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add) {
   const auto of_case = [&]<class C, Shift kShift>() {
-    if (extras.numbers != nullptr) return linear_codes<S, C, Case<kShift, true, false>>;
+    if (of_token != nullptr) return linear_codes<S, C, Case<kShift, true, false>>;
     if constexpr (S::kMaxRowsI8 > 1)
       if (w.group_chunks == 1) return linear_codes<S, C, Case<kShift, false, true>>;
     return linear_codes<S, C, Case<kShift, false, false>>;
@@ -282,9 +239,7 @@ void linear_int8(const MatrixView& w, const Int8View& x, std::int64_t token_begi
     }
     return of_case.template operator()<C, Shift::kConstant>();
   });
-  run(w, x, token_begin, token_end, tile_begin, tile_end, extras.numbers, y, y_stride, add);
-  if (extras.weak != nullptr)
-    add_weak<S>(w, extras.weak, token_begin, token_end, tile_begin, tile_end, y, y_stride);
+  run(w, x, token_begin, token_end, tile_begin, tile_end, of_token, y, y_stride, add);
 }
 
 // Scale gradients. One chunk of kTiles tiles (8 vectors of codes each) stays in registers while the
