@@ -52,20 +52,15 @@ struct Operands {
       : weight(make_matrix(format)),
         x(static_cast<std::size_t>(tokens * kColumns)),
         y(static_cast<std::size_t>(tokens * kRows)),
-        codes(x.size()),
-        scales(x.size() / 32),
-        scaled_sums(x.size() / 32),
-        sums(x.size() / 32),
-        int8{codes.data(), scales.data(), sums.data(), scaled_sums.data(), kColumns / 32} {
+        blocks(x.size() / 32),
+        int8{blocks.data(), kColumns / 32} {
     const CounterRng random(8, 0);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(random.uniform(i)) - 0.5f;
     for (std::size_t i = 0; i < y.size(); ++i) y[i] = static_cast<float>(random.uniform(i)) - 0.5f;
   }
   Matrix weight;
   AlignedBuffer<float> x, y;
-  AlignedBuffer<std::int8_t> codes;
-  AlignedBuffer<float> scales, scaled_sums;
-  AlignedBuffer<std::int32_t> sums;
+  AlignedBuffer<Int8Block> blocks;
   Int8View int8;
 };
 

@@ -12,8 +12,8 @@ int main(int argc, char** argv) {
     for (const bench::Case& one : cases) {
       if (!one.prepare(*isa.kernels)) continue;
       const std::string name = one.name + "/" + isa.name;
-      benchmark::RegisterBenchmark(name.c_str(), [&one, &isa](benchmark::State& state) {
-        const auto run = one.prepare(*isa.kernels);
+      benchmark::RegisterBenchmark(name.c_str(), [&one, kernels = isa.kernels](benchmark::State& state) {
+        const auto run = one.prepare(*kernels);
         for (auto _ : state) run();
         using benchmark::Counter;
         state.counters["macs"] = Counter(one.macs, Counter::kIsIterationInvariantRate);

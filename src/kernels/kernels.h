@@ -16,13 +16,18 @@
 
 namespace trimpot {
 
-// Activations rounded to int8 in blocks of 32 columns: x = scale * code, |code| <= 127.
+// 32 columns of a token's activations rounded to int8: x = scale * code, |code| <= 127. All that a
+// product needs of a token lies behind one pointer: six of them leave registers for the sums.
+struct Int8Block {
+  std::int8_t codes[32];  // zero beyond the columns
+  float scale;
+  std::int32_t sum;  // of the codes
+  float scaled_sum;  // scale * sum, never -0
+};
 struct Int8View {
-  std::int8_t* codes = nullptr;  // [tokens, blocks * 32], zero beyond the columns
-  float* scales = nullptr;       // [tokens, blocks]
-  std::int32_t* sums = nullptr;  // [tokens, blocks]   sum of the codes
-  float* scaled_sums = nullptr;  // [tokens, blocks]   scale * sum
-  std::int64_t blocks = 0;
+  Int8Block* data = nullptr;  // [tokens, blocks]
+  std::int64_t blocks = 0;    // per token
+  Int8Block* row(std::int64_t token) const { return data + token * blocks; }
 };
 
 // Any float matrix operand: element (i, k) at data[i * row_stride + k * column_stride].
@@ -113,6 +118,8 @@ struct Kernels {
                         float log_sum_exp);
   // d_score = p * (d_p - delta) * scale, written over d_p.
   void (*softmax_backward)(const float* p, std::int64_t keys, float delta, float scale, float* d_p);
+  // The largest of x, which has none that is not a number; -infinity of nothing.
+  float (*highest)(const float* x, std::int64_t count);
   // log(sum(exp(logits))).
   float (*log_sum_exp)(const float* logits, std::int64_t count);
   // logits -> weight * exp(logits - lse), in place as f32, or as bf16 in the first half of the row.
@@ -125,6 +132,10 @@ struct Kernels {
   // out += x
   void (*add)(const float* x, std::int64_t count, float* out);
   float (*dot)(const float* a, const float* b, std::int64_t count);
+  // Pairs (x[2i], x[2i + 1]) are turned by the angles whose cosine is cosines[2i] = cosines[2i +
+  // 1], whose sine is direction * sines[2i + 1] = -direction * sines[2i]; direction is 1 or -1.
+  void (*rotate_pairs)(const float* cosines, const float* sines, float direction,
+                       std::int64_t count, float* x);
   void (*widen_f16)(const f16* from, std::int64_t count, float* to);
   void (*narrow_f16)(const float* from, std::int64_t count, f16* to);
 

@@ -220,12 +220,8 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   }
   if (!form.rounded) return;
   const std::int64_t blocks = divide_up(form.count, kChunkColumns);
-  form.codes.reserve(tokens * blocks * kChunkColumns);
-  form.scales.reserve(tokens * blocks);
-  form.sums.reserve(tokens * blocks);
-  form.scaled_sums.reserve(tokens * blocks);
-  form.int8 = {form.codes.data(), form.scales.data(), form.sums.data(), form.scaled_sums.data(),
-               blocks};
+  form.blocks.reserve(tokens * blocks);
+  form.int8 = {form.blocks.data(), blocks};
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
     compute.kernels.quantize(from, stride, form.count, begin, end, form.int8);
   });

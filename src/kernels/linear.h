@@ -61,9 +61,7 @@ class Activations {
     std::int64_t count = 0;
     bool rounded = false;  // int8 wanted
     AlignedBuffer<float> gathered;
-    AlignedBuffer<std::int8_t> codes;
-    AlignedBuffer<float> scales, scaled_sums;
-    AlignedBuffer<std::int32_t> sums;
+    AlignedBuffer<Int8Block> blocks;
     Int8View int8;
   };
   void note(const Compute& compute, const LinearView& reader);

@@ -18,45 +18,40 @@ struct OutputGradient {
   std::int64_t rounded_stride = 0;
 };
 
-// dx[:, chunk] (+)= dy W[:, chunk], rows in blocks so that the panel stays in the second-level
-// cache.
-void backward_chunk(Compute& compute, const Matrix& weight, const OutputGradient& dy,
-                    std::int64_t token_begin, std::int64_t token_end, std::int64_t chunk, float* dx,
-                    std::int64_t dx_stride, bool add, int member) {
-  constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: 96 KiB of bf16
-  const MatrixView& w = weight.view();
-  const std::int64_t column = chunk * kChunkColumns;
+// dx[:, chunk] (+)= dy[:, rows of the tiles] W[those rows, chunk].
+void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, std::int64_t tile_end,
+                    const OutputGradient& dy, std::int64_t token_begin, std::int64_t token_end,
+                    std::int64_t chunk, float* dx, std::int64_t dx_stride, bool add, int member) {
+  const std::int64_t column = chunk * kChunkColumns, row = tile * kTileRows;
   const int columns = static_cast<int>(std::min<std::int64_t>(kChunkColumns, w.columns - column));
-  float* panel = compute.scratch(member, kBlockTiles * kTileRows * kChunkColumns);
-  for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles) {
-    const std::int64_t tile_end = std::min(w.tiles, tile + kBlockTiles);
-    const std::int64_t row = tile * kTileRows;
-    const std::int64_t rows = std::min(tile_end * kTileRows, w.rows) - row;
-    const bool accumulate = add || tile > 0;
-    if (dy.rounded != nullptr) {
-      auto* pairs = reinterpret_cast<bf16*>(panel);
-      compute.kernels.unpack_columns_bf16(w, chunk, tile, tile_end, pairs);
-      // dy rows are padded with zeros to whole pairs.
-      compute.kernels.multiply_bf16(dy.rounded + row, dy.rounded_stride, pairs, rows + rows % 2,
-                                    token_begin, token_end, dx + column, dx_stride, columns,
-                                    accumulate);
-    } else {
-      compute.kernels.unpack_columns(w, chunk, tile, tile_end, false, panel);
-      compute.kernels.multiply({dy.values + row + token_begin * dy.stride, dy.stride, 1},
-                               {panel, Storage::kF32, 16, kChunkColumns}, token_end - token_begin,
-                               columns, rows, dx + column + token_begin * dx_stride, dx_stride,
-                               accumulate);
-    }
+  const std::int64_t rows = std::min(tile_end * kTileRows, w.rows) - row;
+  float* panel = compute.scratch(member, (tile_end - tile) * kTileRows * kChunkColumns);
+  if (dy.rounded != nullptr) {
+    auto* pairs = reinterpret_cast<bf16*>(panel);
+    compute.kernels.unpack_columns_bf16(w, chunk, tile, tile_end, pairs);
+    // dy rows are padded with zeros to whole pairs.
+    compute.kernels.multiply_bf16(dy.rounded + row, dy.rounded_stride, pairs, rows + rows % 2,
+                                  token_begin, token_end, dx + column, dx_stride, columns, add);
+  } else {
+    compute.kernels.unpack_columns(w, chunk, tile, tile_end, false, panel);
+    compute.kernels.multiply({dy.values + row + token_begin * dy.stride, dy.stride, 1},
+                             {panel, Storage::kF32, 16, kChunkColumns}, token_end - token_begin,
+                             columns, rows, dx + column + token_begin * dx_stride, dx_stride, add);
   }
 }
 
+// dx (+)= dy W. Rows of W in blocks, so that a chunk's panel and dy of the block (a head's whole dy
+// is 6 MiB for 60 tokens, and every chunk reads all of it) stay in the second-level cache.
 void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradient& dy,
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
-  for_each_block(compute, divide_up(weight.columns(), kChunkColumns), tokens,
-                 [&](std::int64_t chunk, std::int64_t begin, std::int64_t end, int member) {
-                   backward_chunk(compute, weight, dy, begin, end, chunk, dx, dx_stride, add,
-                                  member);
-                 });
+  constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: panels of 96 KiB in bf16
+  const MatrixView& w = weight.view();
+  for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles)
+    for_each_block(compute, divide_up(w.columns, kChunkColumns), tokens,
+                   [&](std::int64_t chunk, std::int64_t begin, std::int64_t end, int member) {
+                     backward_chunk(compute, w, tile, std::min(w.tiles, tile + kBlockTiles), dy,
+                                    begin, end, chunk, dx, dx_stride, add || tile > 0, member);
+                   });
 }
 
 // dy with its bf16 form, rows padded with zeros to an even count.

@@ -17,8 +17,8 @@ void read_linear(Compute& compute, Activations& x, std::int64_t rows,
 
 void RopeTable::fill(const Model& model, const Batch& batch) {
   const std::int64_t half = model.config.rope_dims / 2;
-  cos_.resize(batch.tokens.size() * half);
-  sin_.resize(batch.tokens.size() * half);
+  cos_.resize(batch.tokens.size() * half * 2);
+  sin_.resize(batch.tokens.size() * half * 2);
   std::vector<float> frequency(half);
   for (std::int64_t i = 0; i < half; ++i) {
     const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(half * 2);
@@ -32,27 +32,21 @@ void RopeTable::fill(const Model& model, const Batch& batch) {
       for (std::int64_t i = 0; i < half; ++i) {
         // The angle is rounded to f32, as peers do; its cosine is exact to the last bit or so.
         const float angle = static_cast<float>(segment.position + row) * frequency[i];
-        cos_[(segment.row + row) * half + i] = static_cast<float>(std::cos(double{angle}));
-        sin_[(segment.row + row) * half + i] = static_cast<float>(std::sin(double{angle}));
+        const std::int64_t at = ((segment.row + row) * half + i) * 2;
+        cos_[at] = cos_[at + 1] = static_cast<float>(std::cos(double{angle}));
+        sin_[at + 1] = static_cast<float>(std::sin(double{angle}));
+        sin_[at] = -sin_[at + 1];
       }
 }
 
 void RopeTable::rotate(Compute& compute, const ModelConfig& config, std::int64_t rows,
                        std::int64_t heads, float direction, float* x) const {
-  const std::int64_t half = config.rope_dims / 2, dim = config.attention.head_dim;
+  const std::int64_t turned = config.rope_dims, dim = config.attention.head_dim;
   compute.team.for_each(rows, 32, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t row = begin; row < end; ++row)
-      for (std::int64_t head = 0; head < heads; ++head) {
-        float* pairs = x + (row * heads + head) * dim;
-        const float* cosine = cos_.data() + row * half;
-        const float* sine = sin_.data() + row * half;
-        for (std::int64_t i = 0; i < half; ++i) {
-          const float s = sine[i] * direction;
-          const float even = pairs[2 * i], odd = pairs[2 * i + 1];
-          pairs[2 * i] = even * cosine[i] - odd * s;
-          pairs[2 * i + 1] = even * s + odd * cosine[i];
-        }
-      }
+      for (std::int64_t head = 0; head < heads; ++head)
+        compute.kernels.rotate_pairs(cos_.data() + row * turned, sin_.data() + row * turned,
+                                     direction, turned, x + (row * heads + head) * dim);
   });
 }
 
@@ -73,9 +67,9 @@ void LayerActivations::allocate(const ModelConfig& config, std::int64_t rows) {
   feed_forward_rstd.reserve(rows);
 }
 
-void attention_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
-                       std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
-                       const float* x, LayerActivations& a) {
+void attention_inputs(Compute& compute, const ModelConfig& config, const LayerView& layer,
+                      std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                      const float* x, LayerActivations& a) {
   const AttentionShape& shape = config.attention;
   rms_norm(compute, x, layer.weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
            a.attention_in.values(), a.attention_rstd.data());
@@ -88,7 +82,14 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerV
     segment.cache->store(compute, shape, segment.position, segment.count,
                          a.k.data() + segment.row * shape.kv_width(),
                          a.v.data() + segment.row * shape.kv_width());
-  attention(compute, shape, segments, a.q.data(), a.attention_out.values(), a.log_sum_exp.data());
+}
+
+void attention_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
+                       std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                       const float* x, LayerActivations& a) {
+  attention_inputs(compute, config, layer, segments, rope, rows, x, a);
+  attention(compute, config.attention, segments, a.q.data(), a.attention_out.values(),
+            a.log_sum_exp.data());
 }
 
 void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,

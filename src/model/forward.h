@@ -20,7 +20,8 @@ struct Batch {
   std::vector<Segment> segments;  // cache pointers are set per layer
 };
 
-// cos and sin of the RoPE angles of every row, [rows, rope_dims / 2].
+// cos and sin of the RoPE angles of every row, [rows, rope_dims]: as Kernels::rotate_pairs takes
+// them.
 class RopeTable {
  public:
   void fill(const Model& model, const Batch& batch);
@@ -65,8 +66,11 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerView&
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                    const float* x, LayerActivations& a, float* y);
 
-// Its parts: up to a.attention_out; middle = x + o_proj(...), normed into a.feed_forward_in; up to
-// a.feed_forward_out; y = middle + down_proj(...).
+// Its parts: keys and values stored, a.q ready; up to a.attention_out; middle = x + o_proj(...),
+// normed into a.feed_forward_in; up to a.feed_forward_out; y = middle + down_proj(...).
+void attention_inputs(Compute& compute, const ModelConfig& config, const LayerView& layer,
+                      std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
+                      const float* x, LayerActivations& a);
 void attention_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                        std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                        const float* x, LayerActivations& a);

@@ -41,6 +41,12 @@ void TrainingPass::prepare(const TrainingBatch& batch, bool with_gradients) {
   const auto kept = with_gradients ? static_cast<std::int64_t>(model_.layers.size()) + 1 : 1;
   checkpoints_.reserve(kept * rows_ * config.hidden);
   if (!with_gradients) return;
+  keeps_attention_ = compute_.precision == Precision::kDefault;
+  if (keeps_attention_) {
+    const std::int64_t kept_rows = (kept - 2) * rows_;  // the last layer's are still there
+    kept_attention_.reserve(kept_rows * config.attention.q_width());
+    kept_sums_.reserve(kept_rows * config.attention.heads);
+  }
   gradients_.allocate(config, rows_);
   dx_.reserve(rows_ * config.hidden);
 }
@@ -71,7 +77,7 @@ void TrainingPass::learn_row(TokenId label, float weight, bool gradients, float*
   const float at_label = logits[label];
   const float lse = k.log_sum_exp(logits, vocabulary);
   const double from_data = static_cast<double>(lse) - static_cast<double>(at_label);
-  correct = *std::max_element(logits, logits + vocabulary) == at_label;
+  correct = k.highest(logits, vocabulary) == at_label;
   loss = from_data;
   // p - 1 at the label, computed apart: the difference would lose digits in bf16.
   const float p_label = std::exp(at_label - lse);
@@ -163,11 +169,50 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
   sum.count += labelled;
 }
 
+void TrainingPass::keep_attention(std::size_t layer) {
+  const AttentionShape& shape = model_.config.attention;
+  const std::int64_t width = shape.q_width(), first = static_cast<std::int64_t>(layer) * rows_;
+  compute_.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int) {
+    compute_.kernels.narrow_f16(activations_.attention_out.values() + begin * width,
+                                (end - begin) * width,
+                                kept_attention_.data() + (first + begin) * width);
+  });
+  std::copy_n(activations_.log_sum_exp.data(), rows_ * shape.heads,
+              kept_sums_.data() + first * shape.heads);
+}
+
+void TrainingPass::restore_attention(std::size_t layer) {
+  const AttentionShape& shape = model_.config.attention;
+  const std::int64_t width = shape.q_width(), first = static_cast<std::int64_t>(layer) * rows_;
+  compute_.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int) {
+    compute_.kernels.widen_f16(kept_attention_.data() + (first + begin) * width,
+                               (end - begin) * width,
+                               activations_.attention_out.values() + begin * width);
+  });
+  std::copy_n(kept_sums_.data() + first * shape.heads, rows_ * shape.heads,
+              activations_.log_sum_exp.data());
+}
+
+void TrainingPass::recompute(std::size_t layer) {
+  const ModelConfig& config = model_.config;
+  const LayerWeights& weights = model_.layers[layer];
+  const float* x = checkpoint(layer);
+  if (!keeps_attention_) {
+    layer_forward(compute_, config, weights, rows_of_.segments, rope_, rows_, x, activations_,
+                  nullptr);
+    return;
+  }
+  attention_inputs(compute_, config, weights, rows_of_.segments, rope_, rows_, x, activations_);
+  restore_attention(layer);
+  attention_output(compute_, config, weights, rows_, x, activations_);
+  feed_forward(compute_, config, weights, rows_, activations_);
+  feed_forward_output(compute_, config, weights, rows_, activations_, nullptr);
+}
+
 void TrainingPass::backward(const GradientSink& sink) {
   for (std::size_t layer = model_.layers.size(); layer-- > 0;) {
     const LayerWeights& weights = model_.layers[layer];
-    layer_forward(compute_, model_.config, weights, rows_of_.segments, rope_, rows_,
-                  checkpoint(layer), activations_, nullptr);
+    if (layer + 1 < model_.layers.size()) recompute(layer);
     layer_backward(compute_, model_.config, weights, layer, rows_of_.segments, rope_, rows_,
                    checkpoint(layer), activations_, gradients_, sink, dx_.data());
   }
@@ -187,6 +232,8 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
     if (sink != nullptr) ++last;
     layer_forward(compute_, model_.config, model_.layers[layer], rows_of_.segments, rope_, rows_, x,
                   activations_, checkpoint(last));
+    if (sink != nullptr && keeps_attention_ && layer + 1 < model_.layers.size())
+      keep_attention(layer);
   }
   if (teacher_.model != nullptr) run_teacher(batch);
   LossSum sum;

@@ -1,5 +1,6 @@
 // Loss and gradients of a batch of sequences: forward with one checkpoint per layer, cross-entropy
-// fused with the head, backward with each layer recomputed.
+// fused with the head, backward with each layer recomputed. The default path also keeps attention's
+// output, in f16: a fifteenth of a step for half a checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -54,6 +55,11 @@ class TrainingPass {
                  int member, double& loss, std::uint8_t& correct);
   // Loss over learned rows; leaves d loss / d x (last layer's output) in dx_ when `gradients`.
   void head(const TrainingBatch& batch, float weight, bool gradients, const float* x, LossSum& sum);
+  // Attention's output and log-sum-exp of a layer, from and to activations_.
+  void keep_attention(std::size_t layer);
+  void restore_attention(std::size_t layer);
+  // layer_forward() once more, without the layer's output.
+  void recompute(std::size_t layer);
   void backward(const GradientSink& sink);
   float* checkpoint(std::size_t layer) {
     return checkpoints_.data() + static_cast<std::int64_t>(layer) * rows_ * model_.config.hidden;
@@ -69,7 +75,10 @@ class TrainingPass {
   LayerActivations activations_;
   LayerGradients gradients_;
   AlignedBuffer<float> checkpoints_;  // [layers + 1, rows, hidden], or [1, rows, hidden]
-  AlignedBuffer<float> dx_;           // [rows, hidden]
+  bool keeps_attention_ = false;
+  AlignedBuffer<f16> kept_attention_;  // [layers - 1, rows, q_width]
+  AlignedBuffer<float> kept_sums_;     // log-sum-exp, [layers - 1, rows, heads]
+  AlignedBuffer<float> dx_;            // [rows, hidden]
   AlignedBuffer<float> logits_, labelled_x_, d_labelled_x_, d_normed_;
   std::vector<std::int64_t> labelled_rows_;
   std::vector<double> row_loss_;

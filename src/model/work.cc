@@ -90,13 +90,20 @@ Work tuning_work(const Compute& compute, const Model& model, std::int64_t tokens
   Work work = passes(compute, model, 0.0, rows);
   add_product(compute, model.head_matrix(), rows, work);
   if (sink == nullptr) return work;
+  // The last layer is not recomputed, attention on the f32 path alone (TrainingPass::recompute).
+  const std::size_t recomputed = model.linear_count() - kLinearKinds.size();
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
-    if (index % kLinearKinds.size() != kDown) add_forward(compute, model.linear(index), rows, work);
+    if (index < recomputed && index % kLinearKinds.size() != kDown)
+      add_forward(compute, model.linear(index), rows, work);
     add_backward(compute, model.linear(index), sink->of(index), rows, work);
   }
   add_input_gradient(compute, model.head_matrix(), rows, work);
-  // Forward again, and the gradients of q, k, v and of the scores, with the scores once more.
-  work.f32_macs += (2.0 + 5.0) / 2.0 * attention_macs(model.config, 0.0, rows);
+  // The gradients of q, k, v and of the scores, with the scores once more; forward again.
+  const double attention = attention_macs(model.config, 0.0, rows);
+  work.f32_macs += 5.0 / 2.0 * attention;
+  if (compute.precision == Precision::kF32)
+    work.f32_macs +=
+        attention * static_cast<double>(recomputed) / static_cast<double>(model.linear_count());
   return work;
 }
 

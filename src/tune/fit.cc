@@ -119,6 +119,12 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
             sum(floats(product({c.layers + 1, rows}), c.hidden), floats(rows, c.hidden)),
             fmt::format("{} x {} tokens x {} x 4 bytes, kept for the backward pass", c.layers + 1,
                         rows, c.hidden));
+  if (precision == Precision::kDefault)  // TrainingPass::keep_attention
+    items.add("attention's outputs",
+              sum(buffer(product({c.layers - 1, rows, q, 2})),
+                  floats(product({c.layers - 1, rows}), c.attention.heads)),
+              fmt::format("{} x {} tokens x {} x 2 bytes, kept for the backward pass", c.layers - 1,
+                          rows, q));
   items.add(
       "one layer, forward", forward_bytes(c, linears, precision, forward_rows),
       precision == Precision::kF32 ? "its activations" : "its activations and their int8 form");

@@ -198,8 +198,9 @@ std::int64_t forward_bytes(const ModelConfig& c, const std::vector<RunLinear>& l
                            Precision precision, std::int64_t rows) {
   const std::int64_t q = c.attention.q_width(), kv = c.attention.kv_width();
   std::int64_t bytes = forms_bytes(linears, precision, rows);
-  for (const std::int64_t columns : {c.hidden, q, kv, kv, q, c.attention.heads, c.hidden, c.hidden,
-                                     c.feed_forward, c.feed_forward, c.feed_forward, c.rope_dims})
+  for (const std::int64_t columns :
+       {c.hidden, q, kv, kv, q, c.attention.heads, c.hidden, c.hidden, c.feed_forward,
+        c.feed_forward, c.feed_forward, c.rope_dims, c.rope_dims})
     bytes = sum(bytes, floats(rows, columns));
   return bytes;
 }

@@ -68,9 +68,10 @@ TEST_P(IsaFloat, RowOperationsGiveTheSameBits) {
           "swiglu_backward " + what);
       expect_same(
           [&](const Kernels& k) {
-            return Floats{k.log_sum_exp(a.data(), count), k.dot(a.data(), b.data(), count)};
+            return Floats{k.log_sum_exp(a.data(), count), k.dot(a.data(), b.data(), count),
+                          k.highest(a.data(), count)};
           },
-          "log_sum_exp, dot " + what);
+          "log_sum_exp, dot, highest " + what);
       expect_same(
           [&](const Kernels& k) {
             Floats out(a.size());
@@ -79,6 +80,13 @@ TEST_P(IsaFloat, RowOperationsGiveTheSameBits) {
             return out;
           },
           "scale, add " + what);
+      expect_same(
+          [&](const Kernels& k) {
+            Floats pairs = a;
+            k.rotate_pairs(b.data(), c.data(), -1.0f, count / 2 * 2, pairs.data());
+            return pairs;
+          },
+          "rotate_pairs " + what);
       expect_same(
           [&](const Kernels& k) {
             Floats d_p = b;

@@ -17,18 +17,17 @@ struct Rounded {
       : Rounded(static_cast<std::int64_t>(x.size()) / columns, (columns + 31) / 32) {
     kernels.quantize(x.data(), columns, columns, 0, tokens, view);
   }
-  Rounded(std::int64_t tokens, std::int64_t blocks)
-      : tokens(tokens),
-        codes(tokens * blocks * 32),
-        scales(tokens * blocks),
-        scaled_sums(tokens * blocks),
-        sums(tokens * blocks) {
-    view = {codes.data(), scales.data(), sums.data(), scaled_sums.data(), blocks};
+  Rounded(std::int64_t tokens, std::int64_t blocks) : tokens(tokens), blocks(tokens * blocks) {
+    view = {this->blocks.data(), blocks};
+  }
+  const Int8Block& block(std::int64_t token, std::int64_t index) const {
+    return view.row(token)[index];
+  }
+  std::span<const std::int8_t> bytes() const {
+    return {blocks.data()->codes, blocks.size() * sizeof(Int8Block)};
   }
   std::int64_t tokens;
-  std::vector<std::int8_t> codes;
-  std::vector<float> scales, scaled_sums;
-  std::vector<std::int32_t> sums;
+  std::vector<Int8Block> blocks;
   Int8View view;
 };
 
@@ -58,10 +57,7 @@ TEST_P(IsaInt8, QuantizeGivesTheSameBits) {
   for (const std::int64_t columns : {1, 15, 16, 17, 31, 32, 33, 50, 96, 200}) {
     const auto x = activations(30, columns, static_cast<std::uint64_t>(columns));
     const Rounded got(*GetParam(), x, columns), want(scalar(), x, columns);
-    EXPECT_TRUE(same_bits(got.codes, want.codes)) << columns;
-    EXPECT_TRUE(same_bits(got.scales, want.scales)) << columns;
-    EXPECT_TRUE(same_bits(got.sums, want.sums)) << columns;
-    EXPECT_TRUE(same_bits(got.scaled_sums, want.scaled_sums)) << columns;
+    EXPECT_TRUE(same_bits(got.bytes(), want.bytes())) << columns;
   }
 }
 
@@ -72,11 +68,12 @@ TEST_P(IsaInt8, QuantizeIsRight) {
   const Rounded r(*GetParam(), x, columns);
   for (std::int64_t t = 0; t < r.tokens; ++t)
     for (std::int64_t block = 0; block < 2; ++block) {
+      const Int8Block& got = r.block(t, block);
       float highest = 0;
       std::int32_t sum = 0;
       const std::int64_t count = std::min<std::int64_t>(32, columns - block * 32);
       for (std::int64_t j = 0; j < 32; ++j) {
-        const std::int8_t code = r.codes[(t * 2 + block) * 32 + j];
+        const std::int8_t code = got.codes[j];
         sum += code;
         EXPECT_GE(code, -127);
         if (j >= count) {
@@ -85,13 +82,14 @@ TEST_P(IsaInt8, QuantizeIsRight) {
         }
         const float value = x[t * columns + block * 32 + j];
         highest = std::max(highest, std::fabs(value));
-        const float scale = r.scales[t * 2 + block];
         // A block that counts as zero has scale 0 and values of at most 1e-30.
-        EXPECT_LE(std::fabs(value - scale * static_cast<float>(code)), 0.5001f * scale + 1e-30f);
+        EXPECT_LE(std::fabs(value - got.scale * static_cast<float>(code)),
+                  0.5001f * got.scale + 1e-30f);
       }
-      EXPECT_EQ(r.scales[t * 2 + block], highest > 1e-30f ? highest / 127.0f : 0.0f);
-      EXPECT_EQ(r.sums[t * 2 + block], sum);
-      EXPECT_EQ(r.scaled_sums[t * 2 + block], r.scales[t * 2 + block] * static_cast<float>(sum));
+      EXPECT_EQ(got.scale, highest > 1e-30f ? highest / 127.0f : 0.0f);
+      EXPECT_EQ(got.sum, sum);
+      EXPECT_EQ(got.scaled_sum, got.scale * static_cast<float>(sum));
+      EXPECT_FALSE(std::signbit(got.scaled_sum) && got.scaled_sum == 0.0f);
     }
 }
 
@@ -246,8 +244,8 @@ TEST_P(IsaInt8, LinearIsRight) {
           const double size =
               std::fabs(w.scale) * (std::fabs(w.level) + std::fabs(w.zero)) + std::fabs(w.offset);
           for (std::int64_t t = 0; t < 9; ++t) {
-            const double x = double{in.scales[t * in.view.blocks + j / 32]} *
-                             in.codes[t * in.view.blocks * 32 + j];
+            const Int8Block& block = in.block(t, j / 32);
+            const double x = double{block.scale} * block.codes[j % 32];
             want[t * rows + n] += w.value() * x;
             magnitude[t * rows + n] += size * std::fabs(x);
           }
@@ -287,11 +285,11 @@ void check_scale_gradient(const Kernels& kernels, const MatrixFormat& format, st
       for (std::int64_t t = 0; t < tokens; ++t) {
         double product = 0, sum = 0;
         for (std::int64_t j = chunk * 32; j < end; ++j) {
-          const double code = in.codes[t * in.view.blocks * 32 + j];
+          const double code = in.block(t, chunk).codes[j - chunk * 32];
           product += levels[j - chunk * 32] * code;
           sum += code;
         }
-        const double factor = double{d_y[t * rows + n]} * in.scales[t * in.view.blocks + chunk];
+        const double factor = double{d_y[t * rows + n]} * in.block(t, chunk).scale;
         want_scale[to] += factor * product;
         want_offset[to] += factor * sum;
         scale_terms[to] += std::fabs(factor * product);

@@ -28,16 +28,16 @@ std::vector<double> rounded_to_int8(const Kernels& kernels, const std::vector<do
                                     std::int64_t columns) {
   const auto tokens = static_cast<std::int64_t>(x.size()) / columns;
   const std::int64_t blocks = (columns + 31) / 32;
-  AlignedBuffer<float> values(x.size()), scales(tokens * blocks), scaled_sums(tokens * blocks);
-  AlignedBuffer<std::int8_t> codes(tokens * blocks * 32);
-  AlignedBuffer<std::int32_t> sums(tokens * blocks);
+  AlignedBuffer<float> values(x.size());
+  AlignedBuffer<Int8Block> rounded(tokens * blocks);
   std::copy(x.begin(), x.end(), values.data());
-  kernels.quantize(values.data(), columns, columns, 0, tokens,
-                   {codes.data(), scales.data(), sums.data(), scaled_sums.data(), blocks});
+  kernels.quantize(values.data(), columns, columns, 0, tokens, {rounded.data(), blocks});
   std::vector<double> out;
   for (std::int64_t t = 0; t < tokens; ++t)
-    for (std::int64_t j = 0; j < columns; ++j)
-      out.push_back(double{scales[t * blocks + j / 32]} * codes[t * blocks * 32 + j]);
+    for (std::int64_t j = 0; j < columns; ++j) {
+      const Int8Block& block = rounded[t * blocks + j / 32];
+      out.push_back(double{block.scale} * block.codes[j % 32]);
+    }
   return out;
 }
 

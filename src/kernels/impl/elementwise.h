@@ -170,14 +170,20 @@ void softmax_backward(const float* p, std::int64_t keys, float delta, float scal
 }
 
 template <class S>
-float log_sum_exp(const float* logits, std::int64_t count) {
-  const float lowest = -std::numeric_limits<float>::infinity();
-  auto highest = S::set(lowest);
+float highest(const float* x, std::int64_t count) {
+  auto lanes = S::set(-std::numeric_limits<float>::infinity());
   std::int64_t k = 0;
-  for (; k + 16 <= count; k += 16) highest = S::max(S::load(logits + k), highest);
-  float top = S::highest(highest);
-  for (std::int64_t j = k; j < count; ++j) top = logits[j] > top ? logits[j] : top;
+  for (; k + 16 <= count; k += 16) lanes = S::max(S::load(x + k), lanes);
+  float top = S::highest(lanes);
+  for (; k < count; ++k) top = x[k] > top ? x[k] : top;
+  return top;
+}
+
+template <class S>
+float log_sum_exp(const float* logits, std::int64_t count) {
+  const float top = highest<S>(logits, count);
   const auto shift = S::set(top);
+  std::int64_t k = count / 16 * 16;
   // Four sums: 3,072 additions per lane for 49,152 logits would lose two digits in the worst case.
   typename S::F total[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
   for (std::int64_t block = 0; block < k; block += 16) {
@@ -249,6 +255,17 @@ void to_bf16(const float* from, std::int64_t count, bf16* to) {
   std::int64_t k = 0;
   for (; k + 16 <= count; k += 16) S::store_bf16(to + k, S::load(from + k));
   for (; k < count; ++k) to[k] = f32_to_bf16(from[k]);
+}
+
+template <class S>
+void rotate_pairs(const float* cosines, const float* sines, float direction, std::int64_t count,
+                  float* x) {
+  const auto way = S::set(direction);
+  for_each_vector<S>(count, [&](auto load, auto store) {
+    const auto v = load(x);
+    const auto turned = S::mul(S::swap_pairs(v), S::mul(load(sines), way));
+    store(x, S::add(S::mul(v, load(cosines)), turned));
+  });
 }
 
 template <class S>

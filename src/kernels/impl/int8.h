@@ -27,6 +27,7 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
     // Maxima drop NaN, and a broken model would go on with finite numbers. 0 * x keeps NaN and
     // makes one of infinities.
     auto broken = S::zero();
+    Int8Block* to = out.row(token);
     for (std::int64_t block = 0; block < out.blocks; ++block) {
       const std::int64_t left = columns - block * 32;
       const float* from = row + block * 32;
@@ -44,17 +45,14 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
       const auto round = [&](typename S::F v) {
         return S::max(S::min(S::mul(v, inverse), limit), minus_limit);
       };
-      std::int8_t* codes = out.codes + (token * out.blocks + block) * 32;
-      S::store_int8(codes, round(low));
-      S::store_int8(codes + 16, round(high));
-      const std::int32_t sum = S::sum_int8(codes);
-      out.scales[token * out.blocks + block] = scale;
-      out.sums[token * out.blocks + block] = sum;
-      out.scaled_sums[token * out.blocks + block] = scale * static_cast<float>(sum);
+      const std::int32_t sum = S::store_int8(to[block].codes, round(low), round(high));
+      to[block].scale = scale;
+      to[block].sum = sum;
+      to[block].scaled_sum = scale * static_cast<float>(sum);
     }
     const float poison = S::sum(broken);  // 0 or NaN
-    out.scales[token * out.blocks] += poison;
-    out.scaled_sums[token * out.blocks] += poison;
+    to->scale += poison;
+    to->scaled_sum += poison;
   }
 }
 
@@ -84,7 +82,9 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
   typename S::F sum[kTokens][kTiles];
   for (int t = 0; t < kTokens; ++t)
     for (int n = 0; n < kTiles; ++n) sum[t][n] = S::zero();
-  const std::int8_t* x_codes = x.codes + token * x.blocks * 32;
+  const Int8Block* x_row[kTokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) x_row[t] = x.row(token + t);
   const std::uint8_t* codes = w.codes + tile * w.chunks * kChunkBytes;
   const std::int64_t tile_bytes = w.chunks * kChunkBytes;
   const std::int64_t tile_scales = w.groups * kTileRows;
@@ -95,8 +95,8 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
     std::int64_t group_end = chunk + 1;
     if constexpr (!K::kSingle)
       group_end = chunk + w.group_chunks < w.chunks ? chunk + w.group_chunks : w.chunks;
-    typename S::F part[kTokens][kTiles];
     float x_sum[kTokens] = {};
+    typename S::F part[kTokens][kTiles];
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 4
@@ -121,7 +121,7 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
           code[n] = C::template bytes<S, kStep>(codes + n * tile_bytes + chunk * kChunkBytes);
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) {
-          const auto four = S::broadcast4(x_codes + t * x.blocks * 32 + chunk * 32 + 4 * kStep);
+          const auto four = S::broadcast4(x_row[t][chunk].codes + 4 * kStep);
 #pragma GCC unroll 4
           for (int n = 0; n < kTiles; ++n)
             dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n], four);
@@ -129,16 +129,18 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
       });
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        const std::int64_t block = (token + t) * x.blocks + chunk;
-        const auto x_scale = S::set(x.scales[block]);
+        const auto x_scale = S::set(x_row[t][chunk].scale);
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n) {
           typename S::I product = dot[t][n];
           if constexpr (K::kShift == Shift::kConstant)
-            product = S::sub(product, S::set_int(C::zero_point(w) * x.sums[block]));
+            product = S::sub(product, S::set_int(C::zero_point(w) * x_row[t][chunk].sum));
           part[t][n] = S::fma(S::to_float(product), x_scale, part[t][n]);
         }
-        if constexpr (K::kShift != Shift::kConstant) x_sum[t] += x.scaled_sums[block];
+        if constexpr (K::kSingle)
+          x_sum[t] = x_row[t][chunk].scaled_sum;
+        else if constexpr (K::kShift != Shift::kConstant)
+          x_sum[t] += x_row[t][chunk].scaled_sum;
       }
     }
 #pragma GCC unroll 4
@@ -173,7 +175,9 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
     }
   }
 
+#pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) {
       const std::int64_t row = (tile + n) * kTileRows;
       float* to = y + (token + t) * y_stride + row;
@@ -191,13 +195,20 @@ template <class S, class C, class K, int kTiles>
 void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, std::int64_t end,
                   std::int64_t tile, const GroupArrays* of_token, float* y, std::int64_t y_stride,
                   bool add) {
+  constexpr int kMost = K::kMixed && S::kMaxRowsI8 > 4 ? 4 : S::kMaxRowsI8;
+  // With many tokens the next tiles are asked for between two blocks, a part each time.
+  const std::int64_t tile_bytes = w.chunks * C::kBits * 64;
+  const std::int64_t blocks = (end - begin) / kMost;
+  const std::int64_t share = blocks > 1 ? kTiles * tile_bytes / blocks + 64 : 0;
+  const std::uint8_t* ahead = w.codes + (tile + kTiles) * tile_bytes;
   std::int64_t token = begin;
   const auto block = [&]<int kTokens>() {
     linear_block<S, C, K, kTokens, kTiles>(w, x, token, tile, of_token, y, y_stride, add,
                                            token == begin);
+    for (std::int64_t at = 0; at < share; at += 64) __builtin_prefetch(ahead + at);
+    ahead += share;
     token += kTokens;
   };
-  constexpr int kMost = K::kMixed && S::kMaxRowsI8 > 4 ? 4 : S::kMaxRowsI8;
   if constexpr (kMost > 4)
     // 8 tokens are 4 and 4, not 6 and 2: with the prefetch a quarter faster.
     while (end - token >= kMost && end - token != 8) block.template operator()<kMost>();
@@ -261,9 +272,10 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
   typename S::F scale_sum[kTiles], offset_sum[kTiles];
 #pragma GCC unroll 2
   for (int n = 0; n < kTiles; ++n) scale_sum[n] = offset_sum[n] = S::zero();
-  const std::int64_t stride = x.blocks * 32;
   const auto add_tokens = [&]<int kCount>(std::int64_t token) __attribute__((always_inline)) {
-    const std::int8_t* x_codes = x.codes + token * stride + chunk * 32;
+    const Int8Block* block[kCount];
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) block[t] = x.row(token + t) + chunk;
     const float* dy = dy_panel + (token - begin) * kTiles * kTileRows;
     typename S::I dot[kCount][kTiles];
 #pragma GCC unroll 4
@@ -274,23 +286,22 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
     for (int step = 0; step < 8; ++step)
 #pragma GCC unroll 4
       for (int t = 0; t < kCount; ++t) {
-        const auto four = S::broadcast4(x_codes + t * stride + 4 * step);
+        const auto four = S::broadcast4(block[t]->codes + 4 * step);
 #pragma GCC unroll 2
         for (int n = 0; n < kTiles; ++n)
           dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n][step], four);
       }
 #pragma GCC unroll 4
     for (int t = 0; t < kCount; ++t) {
-      const std::int64_t block = (token + t) * x.blocks + chunk;
 #pragma GCC unroll 2
       for (int n = 0; n < kTiles; ++n) {
         const auto d = S::load(dy + (t * kTiles + n) * kTileRows);
         if constexpr (!kShifts)
-          dot[t][n] = S::sub(dot[t][n], S::set_int(C::zero_point(w) * x.sums[block]));
+          dot[t][n] = S::sub(dot[t][n], S::set_int(C::zero_point(w) * block[t]->sum));
         scale_sum[n] =
-            S::fma(S::to_float(dot[t][n]), S::mul(d, S::set(x.scales[block])), scale_sum[n]);
+            S::fma(S::to_float(dot[t][n]), S::mul(d, S::set(block[t]->scale)), scale_sum[n]);
         if constexpr (kShifts)
-          offset_sum[n] = S::fma(d, S::set(x.scaled_sums[block]), offset_sum[n]);
+          offset_sum[n] = S::fma(d, S::set(block[t]->scaled_sum), offset_sum[n]);
       }
     }
   };

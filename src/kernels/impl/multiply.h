@@ -52,7 +52,11 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
       for (int n = 0; n < kTiles; ++n) sum[r][n] = S::fma(value, weight[n], sum[r][n]);
     }
   }
+  // Unrolled, or the sums would go to the stack and back: at a depth of 16 (weak columns) or 64 (a
+  // head) that shows.
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) {
       float* to = c + (row + r) * c_stride + n * 16;
       const std::int64_t left = columns - n * 16;

@@ -33,6 +33,8 @@ constexpr Kernels make_kernels() {
   k.softmax = softmax<S>;
   k.softmax_again = softmax_again<S>;
   k.softmax_backward = softmax_backward<S>;
+  k.rotate_pairs = rotate_pairs<S>;
+  k.highest = highest<S>;
   k.log_sum_exp = log_sum_exp<S>;
   k.softmax_gradient = softmax_gradient<S>;
   k.scale = scale<S>;

@@ -89,17 +89,18 @@ struct Avx512 {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
+  static F swap_pairs(F a) { return _mm512_permute_ps(a, 0xb1); }
   static float highest(F a) { return _mm512_reduce_max_ps(a); }
 
   static I zero_int() { return {_mm512_setzero_si512()}; }
   static I set_int(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
   static I sub(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
-  static void store_int8(std::int8_t* to, F a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
-  }
-  static std::int32_t sum_int8(const std::int8_t* from) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  static std::int32_t store_int8(std::int8_t* to, F a, F b) {
+    const __m128i low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a));
+    const __m128i high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b));
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
     const __m256i quads = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
     const __m128i four =
         _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));

@@ -110,6 +110,9 @@ struct Scalar {
       for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
     return a.lane[0];
   }
+  static F swap_pairs(F a) {
+    return map([&](int i) { return a.lane[i ^ 1]; });
+  }
   static float highest(F a) {
     float best = a.lane[0];
     for (float value : a.lane) best = value > best ? value : best;
@@ -129,14 +132,15 @@ struct Scalar {
   static F to_float(I a) {
     return map([&](int i) { return static_cast<float>(a.lane[i]); });
   }
-  // Rounds to nearest even and narrows to int8; |a| <= 127.
-  static void store_int8(std::int8_t* to, F a) {
-    for (int i = 0; i < 16; ++i)
-      to[i] = static_cast<std::int8_t>(static_cast<int>(std::nearbyint(a.lane[i])));
-  }
-  static std::int32_t sum_int8(const std::int8_t* from) {  // 32 values
+  // Rounds to nearest even and narrows to int8; values within -127 .. 127. Returns the sum of all
+  // 32.
+  static std::int32_t store_int8(std::int8_t* to, F a, F b) {
     std::int32_t total = 0;
-    for (int i = 0; i < 32; ++i) total += from[i];
+    for (int i = 0; i < 32; ++i) {
+      const float value = i < 16 ? a.lane[i] : b.lane[i - 16];
+      to[i] = static_cast<std::int8_t>(static_cast<int>(std::nearbyint(value)));
+      total += to[i];
+    }
     return total;
   }
 
