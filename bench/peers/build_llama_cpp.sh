@@ -17,7 +17,7 @@ fi
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
 shift
-if [ $# -eq 0 ]; then set -- llama-bench llama-perplexity llama-completion; fi
+if [ $# -eq 0 ]; then set -- llama-bench llama-perplexity llama-completion llama-finetune; fi
 
 package=llama_cpp_python-$version
 source_dir=$dir/$package/vendor/llama.cpp

@@ -8,17 +8,20 @@ usage: run.py TRIMPOT MODEL.gguf [options]
   --own-file F.gguf   more files for trimpot's decode (made by trimpot quantize)
   --hf DIR            the model as a Hugging Face folder: tuning steps of torch + peft (torch_step.py)
   --openvino FILE.xml OpenVINO's prefill of that folder's model; converted to int4 first if FILE is not there
+  --finetune F32.gguf the model in f32, for full fine-tuning by llama-finetune of --llama's folder: a minute a round
   --tune METHOD=FILE  trimpot's tuning steps, several; default: peqa and peqa-both on MODEL
   --threads 2  --rounds 5  --compile (torch.compile too: minutes)  --only decode,prefill,tune  -o REPORT.md
 
 A machine that others use changes from minute to minute: each round runs every program once, and ratios are medians over
-rounds of ratios within a round. ik_llama.cpp runs with -rtr 1 (its repacked formats) and without; the better one counts.
+rounds of ratios within a round, and every other round runs backwards. ik_llama.cpp runs with -rtr 1 (its repacked formats) and without; the better one counts.
 """
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -42,7 +45,8 @@ class Runs:
     def measure(self, rounds, progress):
         results = {name: [] for name, _, _ in self.programs}
         for index in range(rounds):
-            for name, _, function in self.programs:
+            # Back and forth: what runs after a pause runs some 2 % faster than what follows it.
+            for name, _, function in self.programs[:: 1 if index % 2 == 0 else -1]:
                 progress(f"round {index + 1}/{rounds}: {name}")
                 results[name].append(function())
         return results
@@ -80,6 +84,25 @@ def python_rate(options, script, *arguments):
     return run
 
 
+def finetune_rate(options):
+    """llama.cpp's own training example, on steps of one sequence of 512 tokens; it reads the time off its progress line."""
+    def run():
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder, "text.txt")
+            text.write_text("The quick brown fox jumps over the lazy dog near the river bank. " * 600)  # some 9,000 tokens
+            command = [Path(options.llama) / "llama-finetune", "-m", options.finetune, "-f", text, "-c", 512, "-b", 512, "-ub", 512,
+                       "-t", options.threads, "-tb", options.threads, "--epochs", 1, "-o", Path(folder, "tuned.gguf")]
+            done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        steps = re.findall(r"train: .*data=(\d+)/\d+ .*t=(\d+):(\d+):(\d+)", (done.stdout + done.stderr).replace("\r", "\n"))
+        if done.returncode != 0 or not steps:
+            print(f"{' '.join(map(str, command))}\n  {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            return None
+        count, hours, minutes, seconds = map(int, steps[-1])
+        return count * 512 / (hours * 3600 + minutes * 60 + seconds)
+
+    return run
+
+
 def generation(options, what):
     runs = Runs()
     size = ["-n", "128"] if what == "decode" else ["-p", "512"]
@@ -103,6 +126,8 @@ def tuning(options):
         method, _, model = choice.partition("=")
         runs.add(f"trimpot {method}, {Path(model).name}", True,
                  trimpot_rate(options, "tune", model, "--method", method, "--max-seq-length", "512"))
+    if options.finetune:
+        runs.add("llama.cpp finetune, f32", False, finetune_rate(options))
     if options.hf:
         runs.add("torch + peft, LoRA r=64, bf16", False, python_rate(options, "torch_step.py", "lora"))
         if options.compile:
@@ -140,6 +165,7 @@ def main():
     parser.add_argument("--own-file", type=Path, action="append", default=[])
     parser.add_argument("--hf", type=Path)
     parser.add_argument("--openvino", type=Path)
+    parser.add_argument("--finetune", type=Path)
     parser.add_argument("--tune", action="append", default=[])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -149,6 +175,8 @@ def main():
     options = parser.parse_args()
     if options.openvino and not options.hf:
         parser.error("--openvino needs --hf")
+    if options.finetune and not options.llama:
+        parser.error("--finetune needs --llama")
     options.trimpot = options.trimpot.resolve()  # a bare name would be looked for in PATH
     options.details = {}
     wanted = options.only.split(",")
