@@ -12,13 +12,14 @@ int main(int argc, char** argv) {
     for (const bench::Case& one : cases) {
       if (!one.prepare(*isa.kernels)) continue;
       const std::string name = one.name + "/" + isa.name;
-      benchmark::RegisterBenchmark(name.c_str(), [&one, kernels = isa.kernels](benchmark::State& state) {
-        const auto run = one.prepare(*kernels);
-        for (auto _ : state) run();
-        using benchmark::Counter;
-        state.counters["macs"] = Counter(one.macs, Counter::kIsIterationInvariantRate);
-        state.counters["bytes"] = Counter(one.bytes, Counter::kIsIterationInvariantRate);
-      });
+      benchmark::RegisterBenchmark(
+          name.c_str(), [&one, kernels = isa.kernels](benchmark::State& state) {
+            const auto run = one.prepare(*kernels);
+            for (auto _ : state) run();
+            using benchmark::Counter;
+            state.counters["macs"] = Counter(one.macs, Counter::kIsIterationInvariantRate);
+            state.counters["bytes"] = Counter(one.bytes, Counter::kIsIterationInvariantRate);
+          });
     }
   }
   benchmark::Initialize(&argc, argv);
