@@ -132,6 +132,13 @@ class Compare(unittest.TestCase):
         _, error = self.compare(code=1)
         self.assertIn("text.txt: there is no such file", error)
 
+    def idle_peak_mb(self):
+        process = subprocess.Popen([TRIMPOT, "--version"], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(process.returncode, 0)
+        return usage.ru_maxrss * 1024 / 1e6
+
     def test_table_and_steps_that_are_shared(self):
         self.plan([{"name": "base"},
                    {"name": "scales <&> | 1", "quantize": RTN, "tune": ["--method", "peqa"]},
@@ -163,7 +170,8 @@ class Compare(unittest.TestCase):
         # The peak is the system's, and a process with a model in it takes more than its file.
         tune = [step for step in self.results()["plans"][0]["rows"][1]["steps"] if step["kind"] == "tune"][0]
         self.assertGreaterEqual(tune["peak_rss_mb"], tune["result"]["peak_rss_mb"] * 0.99)
-        self.assertLess(tune["peak_rss_mb"], 200)
+        # A toy adds little to what the program takes by itself, which is 200 MB under a sanitizer.
+        self.assertLess(tune["peak_rss_mb"], self.idle_peak_mb() + 100)
 
         page = (self.folder / "out" / "report.html").read_text()
         table = TablesOf(page)
