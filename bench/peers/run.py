@@ -13,7 +13,8 @@ usage: run.py TRIMPOT MODEL.gguf [options]
   --threads 2  --rounds 5  --compile (torch.compile too: minutes)  --only decode,prefill,tune  -o REPORT.md
 
 A machine that others use changes from minute to minute: each round runs every program once, and ratios are medians over
-rounds of ratios within a round, and every other round runs backwards. ik_llama.cpp runs with -rtr 1 (its repacked formats) and without; the better one counts.
+rounds of ratios within a round, and every other round runs backwards. ik_llama.cpp runs with -rtr 1 (its repacked
+formats) and without; the better one counts.
 """
 import argparse
 import json

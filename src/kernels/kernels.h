@@ -17,7 +17,8 @@
 namespace trimpot {
 
 // 32 columns of a token's activations rounded to int8: x = scale * code, |code| <= 127. All that a
-// product needs of a token lies behind one pointer: six of them leave registers for the sums.
+// product needs of a token lies behind one pointer: six tokens' leave general registers for the
+// rest, where eighteen pointers went to the stack.
 struct Int8Block {
   std::int8_t codes[32];  // zero beyond the columns
   float scale;
