@@ -1,7 +1,7 @@
 // Loss and gradients of a batch of sequences: forward with one checkpoint per layer, cross-entropy
-// fused with the head, backward with each layer but the last recomputed. The default path also keeps
-// attention's output, in f16, for half a checkpoint's memory; the f32 path computes it again, so
-// that its gradients are those of the numbers it computed.
+// fused with the head, backward with each layer but the last recomputed. The default path also
+// keeps attention's output, in f16, for half a checkpoint's memory; the f32 path computes it again,
+// so that its gradients are those of the numbers it computed.
 #pragma once
 
 #include <cstdint>
