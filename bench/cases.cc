@@ -73,7 +73,8 @@ Case linear_case(const Format& format, std::int64_t tokens) {
             k.quantize(o->x.data(), kColumns, kColumns, 0, tokens, o->int8);
             return [o, &k, tokens] {
               const MatrixView& w = o->weight.view();
-              k.linear_int8(w, o->int8, 0, tokens, 0, w.tiles, nullptr, o->y.data(), kRows, false);
+              k.linear_int8(w, o->int8, 0, tokens, 0, w.tiles, nullptr, nullptr, o->y.data(), kRows,
+                            false);
             };
           }};
 }

@@ -47,6 +47,14 @@ struct Panels {
   std::int64_t k_stride = 16;
 };
 
+// Weak columns that a product of few tokens takes along, tile by tile: dense f16 or f32.
+struct WeakPart {
+  MatrixView columns;   // [rows, k]
+  const float* x;       // [tokens, k], counted from token 0
+  std::int64_t stride;  // floats between tokens
+};
+inline constexpr std::int64_t kMostTokensWithWeak = 4;
+
 struct Kernels {
   const char* name;
   bool bf16_backward;  // input gradients by bf16 dot products instead of f32
@@ -61,9 +69,12 @@ struct Kernels {
   // own or zero_point. NF4's levels take part rounded to 8 bits (impl/codes.h). Needs codes.
   // `of_token` (null: the weight's own for all): the groups' numbers for each token, counted from
   // token 0, whole (nothing null that the weight has).
+  // `weak` (null: none; for at most kMostTokensWithWeak tokens): added to y, to the bit as
+  // multiply() would add it afterwards.
   void (*linear_int8)(const MatrixView& weight, const Int8View& x, std::int64_t token_begin,
                       std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
-                      const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add);
+                      const GroupArrays* of_token, const WeakPart* weak, float* y,
+                      std::int64_t y_stride, bool add);
 
   // C[m, n] (+)= sum_k A[m, k] B[k, n]; n in [0, columns). C has contiguous rows.
   void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,
@@ -99,6 +110,13 @@ struct Kernels {
                               std::int64_t tile_end, float* d_scale, float* d_offset,
                               float* scratch);
 
+  // What the gradients of a row's only group need of its outputs; rows are `stride` floats apart:
+  //   sums[n]     += sum_t dy[t, n] (y[t, n] - base[t, n])    (base null: 0)
+  //   weighted[n] += sum_t dy[t, n] factors[t]                (factors null: not wanted)
+  void (*output_sums)(const float* dy, const float* y, const float* base, const float* factors,
+                      std::int64_t stride, std::int64_t tokens, std::int64_t columns, float* sums,
+                      float* weighted);
+
   // y = x * weight / sqrt(mean(x^2) + eps); stores 1 / sqrt(...) in rstd if not null. NaN where x^2
   // overflows.
   void (*rms_norm)(const float* x, const float* weight, std::int64_t columns, float eps, float* y,
@@ -108,8 +126,9 @@ struct Kernels {
                             std::int64_t columns, float* dx);
   // out = silu(gate) * up
   void (*swiglu)(const float* gate, const float* up, std::int64_t count, float* out);
-  // gate and up are replaced by their gradients.
-  void (*swiglu_backward)(const float* d_out, std::int64_t count, float* gate, float* up);
+  // The gradients of gate and up; d_gate comes with out's, which it replaces.
+  void (*swiglu_backward)(const float* gate, const float* up, std::int64_t count, float* d_gate,
+                          float* d_up);
   // scores[0, keys) -> exp(scale * score - max), zero up to `padded`; gives the sum and
   // log-sum-exp of the scaled scores.
   void (*softmax)(float* scores, std::int64_t keys, std::int64_t padded, float scale, float* sum,

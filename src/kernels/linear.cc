@@ -1,6 +1,7 @@
 #include "kernels/linear.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "kernels/low_rank.h"
 #include "kernels/split.h"
@@ -103,6 +104,10 @@ CodePlan plan_codes(const Compute& compute, const LinearOutput& output, std::int
   return plan;
 }
 
+bool same_weak(const LinearView& a, const LinearView& b) {
+  return a.weak == b.weak && a.weak_columns == b.weak_columns;
+}
+
 // Calls use(view, begin, end) for the runs of an output; runs in a row that `same` says are alike
 // together.
 template <typename Same, typename Use>
@@ -117,14 +122,18 @@ void for_each_run(const LinearOutput& output, std::int64_t tokens, Same&& same, 
   }
 }
 
-// Few weak columns lie far from the codes; a single token would wait for them. A tile pair's fit
-// the first-level cache beside its codes.
-void prefetch_tiles(const MatrixView& w, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kMost = 8192;
-  const std::int64_t tile = w.columns * kTileRows * (w.storage == Storage::kF32 ? 4 : 2);
-  const auto* from = static_cast<const char*>(w.dense) + begin * tile;
-  const std::int64_t bytes = std::min((std::min(end, w.tiles) - begin) * tile, kMost);
-  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+// Weak columns that the codes' kernel takes along: those of all rows, if these are few.
+std::optional<WeakPart> weak_beside_codes(const Compute& compute, const LinearOutput& output,
+                                          const CodePlan& plan, const Activations& activations,
+                                          std::int64_t tokens) {
+  const LinearView& view = output.runs.empty() ? output.linear : output.runs.front().linear;
+  if (tokens > kMostTokensWithWeak || view.weak == nullptr || !uses_int8(compute, *view.weight) ||
+      plan.stretches.size() != 1)
+    return {};
+  for (const LinearRun& run : output.runs)
+    if (!same_weak(view, run.linear)) return {};
+  const LinearInput in = activations.input(view);
+  return WeakPart{view.weak->view(), in.weak, in.weak_stride};
 }
 
 // Tile pairs [from, to) of one layer: codes, then weak columns.
@@ -133,8 +142,7 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const CodePlan& 
                   std::int64_t to, bool add, int member) {
   const LinearInput x = activations.input(output.linear);
   const std::int64_t rows = output.linear.weight->rows();
-  if (tokens <= 4 && output.linear.weak != nullptr)
-    prefetch_tiles(output.linear.weak->view(), from * 2, to * 2);
+  const auto beside = weak_beside_codes(compute, output, plan, activations, tokens);
   for (const Stretch& stretch : plan.stretches) {
     const MatrixView& w = stretch.codes;
     if (!uses_int8(compute, *output.linear.weight)) {
@@ -146,21 +154,42 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const CodePlan& 
     for (std::int64_t token = stretch.begin; token < stretch.end; token += kTokenBlock)
       compute.kernels.linear_int8(w, x.int8, token, std::min(stretch.end, token + kTokenBlock),
                                   from * 2, std::min(to * 2, w.tiles),
-                                  stretch.mixed ? plan.of_token.data() : nullptr, output.y, rows,
-                                  add);
+                                  stretch.mixed ? plan.of_token.data() : nullptr,
+                                  beside ? &*beside : nullptr, output.y, rows, add);
   }
-  for_each_run(
-      output, tokens,
-      [](const LinearView& a, const LinearView& b) {
-        return a.weak == b.weak && a.weak_columns == b.weak_columns;
-      },
-      [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
-        if (view.weak == nullptr) return;
-        const LinearInput in = activations.input(view);
-        linear_pairs_f32(compute, view.weak->view(), in.weak + begin * in.weak_stride,
-                         in.weak_stride, end - begin, from, to, output.y + begin * rows, true,
-                         member);
-      });
+  if (beside) return;
+  for_each_run(output, tokens, same_weak,
+               [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
+                 if (view.weak == nullptr) return;
+                 const LinearInput in = activations.input(view);
+                 linear_pairs_f32(compute, view.weak->view(), in.weak + begin * in.weak_stride,
+                                  in.weak_stride, end - begin, from, to, output.y + begin * rows,
+                                  true, member);
+               });
+}
+
+std::int64_t pairs_of(const LinearOutput& output) {
+  return divide_up(output.linear.weight->view().tiles, 2);
+}
+
+// Calls use(index of the output, first pair of tiles, end) for pairs [begin, end) of all outputs.
+template <typename Use>
+void for_each_output(std::span<const LinearOutput> outputs, std::int64_t begin, std::int64_t end,
+                     Use&& use) {
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const std::int64_t count = pairs_of(outputs[i]);
+    const std::int64_t from = std::max(begin, first) - first;
+    const std::int64_t to = std::min(end, first + count) - first;
+    first += count;
+    if (from < to) use(i, from, to);
+  }
+}
+
+std::int64_t all_pairs(std::span<const LinearOutput> outputs) {
+  std::int64_t pairs = 0;
+  for (const LinearOutput& output : outputs) pairs += pairs_of(output);
+  return pairs;
 }
 
 }  // namespace
@@ -266,22 +295,15 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, bool add) {
   std::vector<CodePlan> plans;
   plans.reserve(outputs.size());
-  std::int64_t pairs = 0;
-  for (const LinearOutput& output : outputs) {
-    plans.push_back(plan_codes(compute, output, tokens));
-    pairs += divide_up(output.linear.weight->view().tiles, 2);
-  }
-  const std::int64_t grain = grain_for(compute, pairs);
-  compute.team.for_each(pairs, grain, [&](std::int64_t begin, std::int64_t end, int member) {
-    std::int64_t first = 0;
-    for (std::size_t i = 0; i < outputs.size(); ++i) {
-      const std::int64_t count = divide_up(outputs[i].linear.weight->view().tiles, 2);
-      const std::int64_t from = std::max(begin, first) - first;
-      const std::int64_t to = std::min(end, first + count) - first;
-      first += count;
-      if (from < to) linear_pairs(compute, outputs[i], plans[i], x, tokens, from, to, add, member);
-    }
-  });
+  for (const LinearOutput& output : outputs) plans.push_back(plan_codes(compute, output, tokens));
+  const std::int64_t pairs = all_pairs(outputs);
+  compute.team.for_each(
+      pairs, grain_for(compute, pairs), [&](std::int64_t begin, std::int64_t end, int member) {
+        for_each_output(
+            outputs, begin, end, [&](std::size_t i, std::int64_t from, std::int64_t to) {
+              linear_pairs(compute, outputs[i], plans[i], x, tokens, from, to, add, member);
+            });
+      });
   std::vector<LowRankRun> paths;
   for (const LinearOutput& output : outputs)
     for_each_run(
@@ -291,6 +313,38 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
           if (view.low_rank != nullptr) paths.push_back({view.low_rank, begin, end, output.y});
         });
   if (!paths.empty()) low_rank_forward(compute, paths, x);
+}
+
+void read_ahead(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> next) {
+  constexpr std::int64_t kMostTokens = 8;
+  // Of each array: 16 KiB and all of it gave no more.
+  constexpr std::int64_t kMostBytes = 64 << 10;
+  if (tokens > kMostTokens) return;
+  const std::int64_t pairs = all_pairs(next), grain = grain_for(compute, pairs);
+  std::vector<std::span<const std::byte>> ranges;
+  for (int member = 1; member < compute.team.size(); ++member) {
+    ranges.clear();
+    const auto take = [&](std::size_t i, std::int64_t from, std::int64_t to) {
+      const MatrixView w = next[i].linear.codes();
+      const std::int64_t first = from * 2, end = std::min(to * 2, w.tiles);
+      const auto add = [&](const void* data, std::int64_t tile_bytes) {
+        if (data != nullptr)
+          ranges.emplace_back(static_cast<const std::byte*>(data) + first * tile_bytes,
+                              std::min((end - first) * tile_bytes, kMostBytes));
+      };
+      const std::int64_t numbers = w.groups * kTileRows * 2;
+      add(w.codes, w.chunks * w.bits * 64);
+      add(w.scales, numbers);
+      add(w.zeros, numbers);
+      add(w.offsets, numbers);
+      if (next[i].linear.weak == nullptr) return;
+      const MatrixView& weak = next[i].linear.weak->view();
+      add(weak.dense, weak.columns * kTileRows * (weak.storage == Storage::kF32 ? 4 : 2));
+    };
+    for_each_output(next, compute.team.stretch_begin(pairs, grain, member),
+                    compute.team.stretch_begin(pairs, grain, member + 1), take);
+    compute.team.read_ahead(member, ranges);
+  }
 }
 
 void linear_f32(Compute& compute, std::span<const FloatProduct> products) {

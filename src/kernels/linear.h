@@ -79,6 +79,10 @@ class Activations {
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, bool add = false);
 
+// Says that linear() comes next with these layers: threads that wait for work bring what they will
+// read of them into their caches, if there are so few tokens that memory is what takes the time.
+void read_ahead(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> next);
+
 // Receives d_scale and d_offset of whole tiles, [tile_end - tile_begin][groups][16], possibly from
 // several threads at once (never the same tile). d_offset is null for formats without zeros and
 // offsets. With zeros, d_scale is that of zero 0 (Kernels::scale_gradient_int8).
@@ -96,11 +100,22 @@ struct LinearSink {
   bool wanted() const { return scales || weak || weight || low_rank_a || low_rank_b; }
 };
 
+// What the forward left of a layer's output, [tokens, rows]: values - base.
+struct KnownOutput {
+  const float* values = nullptr;  // null: nothing
+  const float* base = nullptr;    // what the output was added to; null: nothing
+};
+
+// Whether linear_backward() takes the gradients of scales from the output, if it is given: with one
+// group per row and nothing beside the codes, sum_t dy y is s d_scale + m d_offset, and no product
+// is needed. The f32 path, the yardstick, forms the product all the same.
+bool takes_output(const Compute& compute, const LinearView& linear, const LinearSink& sink);
+
 // Gradients of the parts that `sink` wants, and dx [tokens, channels] (+)= the input's gradient
 // (null: not wanted) from dy [tokens, rows].
 void linear_backward(Compute& compute, const LinearView& linear, const Activations& x,
                      const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
-                     bool add);
+                     bool add, const KnownOutput& y = {});
 
 // The head's input gradient: dy as softmax_gradient() left it, rows `dy_stride` floats apart, in
 // bf16 if the kernels work with bf16 on this path.

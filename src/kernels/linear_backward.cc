@@ -139,7 +139,53 @@ void scale_gradients(Compute& compute, const Matrix& weight, const LinearInput& 
   });
 }
 
+// sum_j x[t, j] of each token, as the forward rounds it.
+std::vector<float> input_sums(Compute& compute, const Int8View& x, std::int64_t tokens) {
+  std::vector<float> sums(static_cast<std::size_t>(tokens));
+  compute.team.for_each(tokens, 64, [&](std::int64_t token, std::int64_t end, int) {
+    for (; token < end; ++token)
+      for (std::int64_t block = 0; block < x.blocks; ++block)
+        sums[static_cast<std::size_t>(token)] += x.row(token)[block].scaled_sum;
+  });
+  return sums;
+}
+
+// One group per row. From y = s sum (level - zero) x + m sum x follows, with D = sum_t dy y,
+//   d_scale = (D - m d_offset) / s    or, as that of zero 0,    D / s + z d_offset
+// A scale of 0 gives 0: such a group stays as it is.
+void scale_gradients_of_output(Compute& compute, const MatrixView& w, const Int8View& x,
+                               const float* dy, const KnownOutput& y, std::int64_t tokens,
+                               const ScaleGradientSink& sink) {
+  const std::vector<float> x_sums =
+      w.has_shifts() ? input_sums(compute, x, tokens) : std::vector<float>();
+  // Rows of dy and y are read a stretch at a time; about four pieces per thread.
+  const std::int64_t grain = divide_up(w.tiles, 4 * compute.team.size());
+  compute.team.for_each(w.tiles, grain, [&](std::int64_t tile, std::int64_t tile_end, int member) {
+    const std::int64_t first = tile * kTileRows, count = (tile_end - tile) * kTileRows;
+    float* d_scale = compute.scratch(member, 2 * count);
+    float* d_offset = w.has_shifts() ? d_scale + count : nullptr;
+    std::memset(d_scale, 0, 2 * count * sizeof(float));
+    compute.kernels.output_sums(dy + first, y.values + first,
+                                y.base != nullptr ? y.base + first : nullptr,
+                                w.has_shifts() ? x_sums.data() : nullptr, w.rows, tokens,
+                                std::min(count, w.rows - first), d_scale, d_offset);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float scale = f16_to_f32(w.scales[first + i]);
+      float sum = d_scale[i];
+      if (w.offsets != nullptr) sum -= f16_to_f32(w.offsets[first + i]) * d_offset[i];
+      d_scale[i] = scale != 0.0f ? sum / scale : 0.0f;
+      if (w.zeros != nullptr) d_scale[i] += f16_to_f32(w.zeros[first + i]) * d_offset[i];
+    }
+    sink(tile, tile_end, d_scale, d_offset);
+  });
+}
+
 }  // namespace
+
+bool takes_output(const Compute& compute, const LinearView& linear, const LinearSink& sink) {
+  return sink.scales && compute.precision == Precision::kDefault && linear.weight->quantized() &&
+         linear.weight->groups() == 1 && linear.weak == nullptr && linear.low_rank == nullptr;
+}
 
 bool uses_bf16(const Compute& compute) {
   return compute.precision == Precision::kDefault && compute.kernels.bf16_backward;
@@ -171,10 +217,14 @@ void input_gradient(Compute& compute, const Matrix& weight, const float* dy, std
 
 void linear_backward(Compute& compute, const LinearView& linear, const Activations& x,
                      const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
-                     bool add) {
+                     bool add, const KnownOutput& y) {
   const std::int64_t rows = linear.weight->rows(), width = x.columns();
   const LinearInput input = x.input(linear);
-  if (sink.scales) scale_gradients(compute, *linear.weight, input, dy, tokens, sink.scales);
+  if (y.values != nullptr && takes_output(compute, linear, sink))
+    scale_gradients_of_output(compute, linear.weight->view(), input.int8, dy, y, tokens,
+                              sink.scales);
+  else if (sink.scales)
+    scale_gradients(compute, *linear.weight, input, dy, tokens, sink.scales);
   if (sink.weak != nullptr)
     dense_gradient(compute, dy, rows, input.weak, input.weak_stride, linear.weak->columns(), tokens,
                    sink.weak);

@@ -28,11 +28,12 @@ void swiglu(Compute& compute, const float* gate, const float* up, std::int64_t t
   });
 }
 
-void swiglu_backward(Compute& compute, const float* d_out, std::int64_t tokens,
-                     std::int64_t columns, float* gate, float* up) {
+void swiglu_backward(Compute& compute, const float* gate, const float* up, std::int64_t tokens,
+                     std::int64_t columns, float* d_gate, float* d_up) {
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    compute.kernels.swiglu_backward(d_out + begin * columns, (end - begin) * columns,
-                                    gate + begin * columns, up + begin * columns);
+    compute.kernels.swiglu_backward(gate + begin * columns, up + begin * columns,
+                                    (end - begin) * columns, d_gate + begin * columns,
+                                    d_up + begin * columns);
   });
 }
 

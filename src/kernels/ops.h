@@ -70,7 +70,8 @@ void rms_norm_backward(Compute& compute, const float* dy, const float* x, const 
                        const float* rstd, std::int64_t tokens, std::int64_t columns, float* dx);
 void swiglu(Compute& compute, const float* gate, const float* up, std::int64_t tokens,
             std::int64_t columns, float* out);
-void swiglu_backward(Compute& compute, const float* d_out, std::int64_t tokens,
-                     std::int64_t columns, float* gate, float* up);
+// d_gate comes with the gradient of swiglu's output, which it replaces.
+void swiglu_backward(Compute& compute, const float* gate, const float* up, std::int64_t tokens,
+                     std::int64_t columns, float* d_gate, float* d_up);
 
 }  // namespace trimpot

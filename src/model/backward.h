@@ -21,7 +21,7 @@ struct GradientSink {
 };
 
 struct LayerGradients {
-  AlignedBuffer<float> d_feed_forward_out;  // [rows, feed_forward]
+  AlignedBuffer<float> d_feed_forward_out;  // [rows, feed_forward], then gate's
   AlignedBuffer<float> d_normed;            // [rows, hidden]
   AlignedBuffer<float> d_attention_out;     // [rows, q_width]
   AlignedBuffer<float> d_q, d_k, d_v;       // [rows, q_width | kv_width]
@@ -29,10 +29,11 @@ struct LayerGradients {
 };
 
 // One layer: dy [rows, hidden] (the gradient of the layer's output) becomes the gradient of its
-// input x, in place. `a` must hold layer_forward()'s results for this layer.
+// input x, in place. `a` must hold layer_forward()'s results for this layer, y its output (null:
+// not known); `a` is used up.
 void layer_backward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
                     std::size_t layer, std::span<const Segment> segments, const RopeTable& rope,
-                    std::int64_t rows, const float* x, LayerActivations& a, LayerGradients& g,
-                    const GradientSink& sink, float* dy);
+                    std::int64_t rows, const float* x, const float* y, LayerActivations& a,
+                    LayerGradients& g, const GradientSink& sink, float* dy);
 
 }  // namespace trimpot

@@ -76,6 +76,7 @@ void attention_inputs(Compute& compute, const ModelConfig& config, const LayerVi
   read_linear(compute, a.attention_in, rows,
               std::array{layer.output(kQ, a.q.data()), layer.output(kK, a.k.data()),
                          layer.output(kV, a.v.data())});
+  read_ahead(compute, rows, std::array{layer.output(kO, nullptr)});
   rope.rotate(compute, config, rows, shape.heads, 1.0f, a.q.data());
   rope.rotate(compute, config, rows, shape.kv_heads, 1.0f, a.k.data());
   for (const Segment& segment : segments)
@@ -96,6 +97,7 @@ void attention_output(Compute& compute, const ModelConfig& config, const LayerVi
                       std::int64_t rows, const float* x, LayerActivations& a) {
   std::copy_n(x, rows * config.hidden, a.middle.data());
   read_linear(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data())}, true);
+  read_ahead(compute, rows, std::array{layer.output(kGate, nullptr), layer.output(kUp, nullptr)});
   rms_norm(compute, a.middle.data(), layer.weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
 }
@@ -104,6 +106,7 @@ void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& 
                   std::int64_t rows, LayerActivations& a) {
   read_linear(compute, a.feed_forward_in, rows,
               std::array{layer.output(kGate, a.gate.data()), layer.output(kUp, a.up.data())});
+  read_ahead(compute, rows, std::array{layer.output(kDown, nullptr)});
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
 }
@@ -115,6 +118,12 @@ void feed_forward_output(Compute& compute, const ModelConfig& config, const Laye
   if (y == nullptr) return;
   std::copy_n(a.middle.data(), rows * config.hidden, y);
   linear(compute, a.feed_forward_out, rows, {&down, 1}, true);
+}
+
+void read_ahead_layer(Compute& compute, std::int64_t rows, const LayerView& layer) {
+  read_ahead(
+      compute, rows,
+      std::array{layer.output(kQ, nullptr), layer.output(kK, nullptr), layer.output(kV, nullptr)});
 }
 
 void layer_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,

@@ -66,6 +66,9 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerView&
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                    const float* x, LayerActivations& a, float* y);
 
+// Says that layer_forward() comes next with this layer.
+void read_ahead_layer(Compute& compute, std::int64_t rows, const LayerView& layer);
+
 // Its parts: keys and values stored, a.q ready; up to a.attention_out; middle = x + o_proj(...),
 // normed into a.feed_forward_in; up to a.feed_forward_out; y = middle + down_proj(...).
 void attention_inputs(Compute& compute, const ModelConfig& config, const LayerView& layer,

@@ -1,6 +1,7 @@
 #include "model/session.h"
 
 #include <algorithm>
+#include <array>
 
 namespace trimpot {
 namespace {
@@ -74,6 +75,10 @@ Status Decoder::step(std::span<const Turn> turns, float* logits) {
         runs.empty() ? LayerView(model_.layers[layer]) : layer_runs_.view(model_, layer, runs);
     layer_forward(compute_, config, view, batch.segments, rope_, rows, x_.data(), activations_,
                   x_.data());
+    if (layer + 1 < model_.layers.size())
+      read_ahead_layer(compute_, rows, model_.layers[layer + 1]);
+    else
+      read_ahead(compute_, rows, std::array{LinearOutput{model_.head_view(), nullptr}});
   }
   std::int64_t wanted = 0;
   last_.reserve(turns.size() * static_cast<std::size_t>(config.hidden));

@@ -214,7 +214,8 @@ void TrainingPass::backward(const GradientSink& sink) {
     const LayerWeights& weights = model_.layers[layer];
     if (layer + 1 < model_.layers.size()) recompute(layer);
     layer_backward(compute_, model_.config, weights, layer, rows_of_.segments, rope_, rows_,
-                   checkpoint(layer), activations_, gradients_, sink, dx_.data());
+                   checkpoint(layer), checkpoint(layer + 1), activations_, gradients_, sink,
+                   dx_.data());
   }
 }
 

@@ -28,7 +28,8 @@ void add_backward(const Compute& compute, const Linear& linear, const LinearSink
                   double tokens, Work& work) {
   add_input_gradient(compute, linear.weight, tokens, work);
   add_input_gradient(compute, linear.weak, tokens, work);
-  if (sink.scales) add_product(compute, linear.weight, tokens, work);
+  if (sink.scales && !takes_output(compute, linear, sink))
+    add_product(compute, linear.weight, tokens, work);
   if (sink.weak != nullptr) work.f32_macs += size_of(linear.weak) * tokens;
   if (sink.weight != nullptr) work.f32_macs += size_of(linear.weight) * tokens;
   if (!linear.low_rank) return;

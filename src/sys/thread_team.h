@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -23,6 +24,16 @@ class ThreadTeam {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
+  // Where the stretch of `member` begins in for_each(count, grain); the next member's is its end.
+  std::int64_t stretch_begin(std::int64_t count, std::int64_t grain, int member) const {
+    return std::min(count, (count + grain - 1) / grain * member / size() * grain);
+  }
+
+  // What `member` (1 .. size() - 1) brings into its cache while it waits for work, instead of what
+  // was said before; at most kMostAhead ranges. Memory is asked for, never read: it may be gone.
+  static constexpr std::size_t kMostAhead = 16;
+  void read_ahead(int member, std::span<const std::span<const std::byte>> ranges);
+
   // Calls body(begin, end, member) for pieces of at most `grain` that cover [0, count), each once,
   // and returns when all are done; `member` (0 .. size() - 1) tells threads' scratch memory apart.
   // Each member takes the pieces of its own stretch in order, so that it reads memory in order, and
@@ -37,10 +48,9 @@ class ThreadTeam {
       return;
     }
     const int members = size();
-    const std::int64_t total = (count + grain - 1) / grain;
     for (int member = 0; member < members; ++member) {
-      stretches_[member].next.store(total * member / members * grain, std::memory_order_relaxed);
-      stretches_[member].end = std::min(count, total * (member + 1) / members * grain);
+      stretches_[member].next.store(stretch_begin(count, grain, member), std::memory_order_relaxed);
+      stretches_[member].end = stretch_begin(count, grain, member + 1);
     }
     auto pieces = [&](int member) {
       for (int i = 0; i < members; ++i) {
@@ -59,6 +69,7 @@ class ThreadTeam {
   using Call = void (*)(void*, int);
   void run(void* context, Call call);
   void work(int index);
+  void wait_for_work(int index, std::uint32_t seen);
 
   struct alignas(64) Flag {
     std::atomic<std::uint32_t> value{0};
@@ -70,6 +81,11 @@ class ThreadTeam {
     std::int64_t end = 0;
   };
   std::unique_ptr<Stretch[]> stretches_;  // per member
+  struct alignas(64) Ahead {
+    std::atomic<std::uint32_t> version{0};
+    std::atomic<const std::byte*> begin[kMostAhead] = {}, end[kMostAhead] = {};
+  };
+  std::unique_ptr<Ahead[]> ahead_;  // per worker
   void* context_ = nullptr;
   Call call_ = nullptr;
   std::atomic<bool> stopping_{false};

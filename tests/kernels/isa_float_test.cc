@@ -60,9 +60,9 @@ TEST_P(IsaFloat, RowOperationsGiveTheSameBits) {
           "swiglu " + what);
       expect_same(
           [&](const Kernels& k) {
-            Floats both = a, up = b;
-            k.swiglu_backward(c.data(), count, both.data(), up.data());
-            both.insert(both.end(), up.begin(), up.end());
+            Floats both = c, d_up(b.size());
+            k.swiglu_backward(a.data(), b.data(), count, both.data(), d_up.data());
+            both.insert(both.end(), d_up.begin(), d_up.end());
             return both;
           },
           "swiglu_backward " + what);
@@ -125,6 +125,46 @@ TEST_P(IsaFloat, RowOperationsGiveTheSameBits) {
             },
             "softmax_gradient " + what);
     }
+}
+
+// With and without a base and factors, columns inside wider rows, tokens beyond a multiple of 4.
+TEST_P(IsaFloat, OutputSums) {
+  WorstError used("tolerance_used");
+  for (const std::int64_t columns : kCounts)
+    for (const std::int64_t tokens : {1, 4, 7, 130})
+      for (const bool with_base : {false, true})
+        for (const bool with_factors : {false, true}) {
+          RandomStream random(8, static_cast<std::uint64_t>(columns));
+          const std::int64_t stride = columns + 5;
+          const Floats d_y = random.normals(tokens * stride), y = random.normals(tokens * stride);
+          const Floats base = random.normals(tokens * stride), factors = random.normals(tokens);
+          const Floats before = random.normals(2 * columns);
+          const auto run = [&](const Kernels& k) {
+            Floats sums = before;
+            k.output_sums(d_y.data(), y.data(), with_base ? base.data() : nullptr,
+                          with_factors ? factors.data() : nullptr, stride, tokens, columns,
+                          sums.data(), sums.data() + columns);
+            return sums;
+          };
+          const std::string what =
+              std::to_string(columns) + " columns, " + std::to_string(tokens) + " tokens";
+          expect_same(run, what);
+          std::vector<double> want = widened(before), magnitude(want.size());
+          for (std::size_t i = 0; i < want.size(); ++i) magnitude[i] = std::fabs(want[i]);
+          const auto add = [&](std::int64_t at, double value, double size) {
+            want[at] += value;
+            magnitude[at] += std::fabs(size);
+          };
+          for (std::int64_t t = 0; t < tokens; ++t)
+            for (std::int64_t c = 0; c < columns; ++c) {
+              const std::int64_t at = t * stride + c;
+              const double d = d_y[at], less = with_base ? double{base[at]} : 0.0;
+              add(c, d * (y[at] - less), std::fabs(d) * (std::fabs(y[at]) + std::fabs(less)));
+              if (with_factors) add(columns + c, d * factors[t], d * factors[t]);
+            }
+          used.add(expect_close(run(*GetParam()), want, magnitude,
+                                static_cast<double>(tokens) / 4 + 7, what));
+        }
 }
 
 // softmax() and softmax_again() see the same scores: the backward's weights are the forward's.

@@ -103,7 +103,8 @@ TEST_P(IsaInt8, QuantizeKeepsNotANumber) {
       x[64 + at] = bad;
       const Rounded in(*GetParam(), x, 64);
       std::vector<float> y(3 * 16);
-      GetParam()->linear_int8(weight.view(), in.view, 0, 3, 0, 1, nullptr, y.data(), 16, false);
+      GetParam()->linear_int8(weight.view(), in.view, 0, 3, 0, 1, nullptr, nullptr, y.data(), 16,
+                              false);
       for (std::int64_t i = 0; i < 48; ++i)
         ASSERT_EQ(std::isnan(y[i]), i / 16 == 1) << bad << " at " << at << ", output " << i;
     }
@@ -133,8 +134,8 @@ WeightParts product_parts(const Matrix& weight, std::int64_t row, std::int64_t c
 std::vector<float> linear(const Kernels& kernels, const Matrix& weight, const Rounded& x,
                           std::int64_t begin, std::int64_t end, bool add = false) {
   std::vector<float> y(static_cast<std::size_t>(x.tokens * weight.rows()), add ? 0.25f : 0.0f);
-  kernels.linear_int8(weight.view(), x.view, begin, end, 0, weight.view().tiles, nullptr, y.data(),
-                      weight.rows(), add);
+  kernels.linear_int8(weight.view(), x.view, begin, end, 0, weight.view().tiles, nullptr, nullptr,
+                      y.data(), weight.rows(), add);
   return y;
 }
 
@@ -151,7 +152,7 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
         std::vector<float> one_by_one(want.size());
         for (std::int64_t t = 0; t < 20; ++t)
           GetParam()->linear_int8(weight.view(), in.view, t, t + 1, 0, weight.view().tiles, nullptr,
-                                  one_by_one.data(), rows, false);
+                                  nullptr, one_by_one.data(), rows, false);
         ASSERT_TRUE(same_bits(one_by_one, want)) << format.name << ' ' << rows;
         for (const std::int64_t tokens : {1, 2, 3, 5, 6, 7, 8, 11, 14, 20}) {
           const auto got = linear(*GetParam(), weight, in, 0, tokens);
@@ -162,6 +163,34 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
         EXPECT_TRUE(same_bits(linear(*GetParam(), weight, in, 3, 20, true),
                               linear(scalar(), weight, in, 3, 20, true)));
       }
+}
+
+// Weak columns taken along give the bits of a product after the codes'.
+TEST_P(IsaInt8, LinearTakesWeakColumnsAlong) {
+  constexpr std::int64_t kColumns = 96, kWeak = 5, kStride = 9;
+  const auto weak_x = activations(7, kStride, 8);
+  for (const Storage storage : {Storage::kF16, Storage::kF32})
+    for (const std::int64_t rows : {std::int64_t{16}, std::int64_t{100}}) {
+      const Matrix weight = random_matrix(ElementType::kQ4_1, rows, kColumns, 1);
+      Matrix columns = Matrix::zeros(storage, rows, kWeak);
+      for (std::size_t i = 0; i < columns.dense_f16().size(); ++i)
+        columns.dense_f16()[i] = f32_to_f16(0.01f * static_cast<float>(i % 37) - 0.2f);
+      for (std::size_t i = 0; i < columns.dense_f32().size(); ++i)
+        columns.dense_f32()[i] = 0.01f * static_cast<float>(i % 41) - 0.2f;
+      const Rounded in(scalar(), activations(7, kColumns, 2), kColumns);
+      const WeakPart weak{columns.view(), weak_x.data(), kStride};
+      for (const bool add : {false, true})
+        for (std::int64_t tokens = 1; tokens <= kMostTokensWithWeak; ++tokens) {
+          auto want = linear(*GetParam(), weight, in, 2, 2 + tokens, add);
+          GetParam()->multiply({weak_x.data() + 2 * kStride, kStride, 1},
+                               {columns.view().dense, storage, kWeak * kTileRows, kTileRows},
+                               tokens, rows, kWeak, want.data() + 2 * rows, rows, true);
+          std::vector<float> got(want.size(), add ? 0.25f : 0.0f);
+          GetParam()->linear_int8(weight.view(), in.view, 2, 2 + tokens, 0, weight.view().tiles,
+                                  nullptr, &weak, got.data(), rows, add);
+          ASSERT_TRUE(same_bits(got, want)) << rows << " rows, " << tokens << " tokens";
+        }
+    }
 }
 
 // Tokens with numbers of their own, in any mixture, get what a weight with these numbers gives.
@@ -185,14 +214,14 @@ TEST_P(IsaInt8, LinearWithNumbersOfEachToken) {
     for (std::int64_t t = 0; t < kTokens; ++t) {
       const Matrix& own = variants[static_cast<std::size_t>(t * t % 3)];
       of_token.push_back({own.view().scales, own.view().zeros, own.view().offsets});
-      scalar().linear_int8(own.view(), in.view, t, t + 1, 0, weight.view().tiles, nullptr,
+      scalar().linear_int8(own.view(), in.view, t, t + 1, 0, weight.view().tiles, nullptr, nullptr,
                            want.data(), kRows, false);
     }
     for (const std::int64_t split : {0, 1, 3, 4, 9}) {
       std::fill(got.begin(), got.end(), -1.0f);
       for (const auto& [begin, end] : {std::pair{std::int64_t{0}, split}, {split, kTokens}})
         GetParam()->linear_int8(weight.view(), in.view, begin, end, 0, weight.view().tiles,
-                                of_token.data(), got.data(), kRows, false);
+                                of_token.data(), nullptr, got.data(), kRows, false);
       ASSERT_TRUE(same_bits(got, want)) << format.name << ", split at " << split;
     }
   }
@@ -210,7 +239,7 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnySplit) {
                           std::int64_t tile_end) {
       const std::vector<float> before = parts;
       GetParam()->linear_int8(weight.view(), in.view, tokens, token_end, tile, tile_end, nullptr,
-                              parts.data(), 100, false);
+                              nullptr, parts.data(), 100, false);
       for (std::int64_t t = 0; t < 11; ++t)
         for (std::int64_t n = 0; n < 100; ++n) {
           const bool inside = t >= tokens && t < token_end && n / 16 >= tile && n / 16 < tile_end;

@@ -11,10 +11,30 @@
 #include <vector>
 
 #include "format/linear.h"
+#include "kernels/kernels.h"
 #include "support/random.h"
 #include "support/random_groups.h"
+#include "sys/aligned_buffer.h"
 
 namespace trimpot {
+
+// What the weight's columns see on the default path: rounded to int8 by the kernel itself.
+inline std::vector<double> rounded_to_int8(const Kernels& kernels, const std::vector<double>& x,
+                                           std::int64_t columns) {
+  const auto tokens = static_cast<std::int64_t>(x.size()) / columns;
+  const std::int64_t blocks = (columns + 31) / 32;
+  AlignedBuffer<float> values(x.size());
+  AlignedBuffer<Int8Block> rounded(tokens * blocks);
+  std::copy(x.begin(), x.end(), values.data());
+  kernels.quantize(values.data(), columns, columns, 0, tokens, {rounded.data(), blocks});
+  std::vector<double> out;
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t j = 0; j < columns; ++j) {
+      const Int8Block& block = rounded[t * blocks + j / 32];
+      out.push_back(double{block.scale} * block.codes[j % 32]);
+    }
+  return out;
+}
 
 enum class Weak {
   kNone,

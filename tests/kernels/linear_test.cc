@@ -23,24 +23,6 @@ namespace {
 constexpr double kBf16 = 0x1p-8;  // relative error of rounding to bf16
 constexpr std::uint64_t kStream = 77;
 
-// What the weight's columns see on the default path: rounded to int8 by the kernel itself.
-std::vector<double> rounded_to_int8(const Kernels& kernels, const std::vector<double>& x,
-                                    std::int64_t columns) {
-  const auto tokens = static_cast<std::int64_t>(x.size()) / columns;
-  const std::int64_t blocks = (columns + 31) / 32;
-  AlignedBuffer<float> values(x.size());
-  AlignedBuffer<Int8Block> rounded(tokens * blocks);
-  std::copy(x.begin(), x.end(), values.data());
-  kernels.quantize(values.data(), columns, columns, 0, tokens, {rounded.data(), blocks});
-  std::vector<double> out;
-  for (std::int64_t t = 0; t < tokens; ++t)
-    for (std::int64_t j = 0; j < columns; ++j) {
-      const Int8Block& block = rounded[t * blocks + j / 32];
-      out.push_back(double{block.scale} * block.codes[j % 32]);
-    }
-  return out;
-}
-
 // Rows first from the layout of dense gradients, [tiles][columns][16].
 std::vector<float> rows_first(const std::vector<float>& packed, std::int64_t rows,
                               std::int64_t columns) {

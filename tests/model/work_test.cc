@@ -72,5 +72,26 @@ TEST_F(WorkTest, Tuning) {
   EXPECT_EQ(tuning_work(compute_, *model_, 8, &sink).int8_macs, plain.int8_macs + 8 * linears_);
 }
 
+// With one group per row, outputs that are there anyway take a product's place; not on the f32
+// path.
+TEST_F(WorkTest, TuningRows) {
+  ToyOptions options;
+  options.hidden = options.feed_forward = 32;
+  options.heads = options.kv_heads = 1;
+  options.head_dim = 32;
+  options.linear_types = ToyOptions::all_linears(ElementType::kQ4_0);
+  const auto toy = load_toy(toy_file(options), folder_.file("rows.gguf"));
+  ASSERT_TRUE(toy) << toy.error().message;
+  const Model& model = *toy->model;
+  GradientSink none, sink;
+  sink.linears.resize(model.linear_count());
+  for (LinearSink& linear : sink.linears)
+    linear.scales = [](std::int64_t, std::int64_t, const float*, const float*) {};
+  EXPECT_EQ(tuning_work(compute_, model, 8, &sink).int8_macs,
+            tuning_work(compute_, model, 8, &none).int8_macs);
+  EXPECT_EQ(tuning_work(f32_, model, 8, &sink).f32_macs,
+            tuning_work(f32_, model, 8, &none).f32_macs + 8.0 * 7 * 32 * 32 * model.config.layers);
+}
+
 }  // namespace
 }  // namespace trimpot

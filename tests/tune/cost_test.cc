@@ -40,10 +40,11 @@ Kernels counting(const Kernels& kernels) {
   };
   table.linear_int8 = [](const MatrixView& w, const Int8View& x, std::int64_t token_begin,
                          std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
-                         const GroupArrays* of_token, float* y, std::int64_t y_stride, bool add) {
+                         const GroupArrays* of_token, const WeakPart* weak, float* y,
+                         std::int64_t y_stride, bool add) {
     multiply_adds += rows_in(w, tile_begin, tile_end) * w.columns * (token_end - token_begin);
-    counted->linear_int8(w, x, token_begin, token_end, tile_begin, tile_end, of_token, y, y_stride,
-                         add);
+    counted->linear_int8(w, x, token_begin, token_end, tile_begin, tile_end, of_token, weak, y,
+                         y_stride, add);
   };
   table.scale_gradient_int8 = [](const MatrixView& w, const Int8View& x, const float* dy,
                                  std::int64_t dy_stride, std::int64_t tokens,

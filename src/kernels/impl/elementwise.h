@@ -112,15 +112,62 @@ void swiglu(const float* gate, const float* up, std::int64_t count, float* out) 
 
 // d_gate = d_out * up * s (1 + gate (1 - s)),  d_up = d_out * gate * s,  s = sigmoid(gate).
 template <class S>
-void swiglu_backward(const float* d_out, std::int64_t count, float* gate, float* up) {
+void swiglu_backward(const float* gate, const float* up, std::int64_t count, float* d_gate,
+                     float* d_up) {
   const auto one = S::set(1.0f);
   for_each_vector<S>(count, [&](auto load, auto store) {
-    const auto g = load(gate), u = load(up), d = load(d_out);
+    const auto g = load(gate), u = load(up), d = load(d_gate);
     const auto s = sigmoid<S>(g);
     const auto slope = S::mul(s, S::fma(g, S::sub(one, s), one));
-    store(gate, S::mul(S::mul(d, u), slope));
-    store(up, S::mul(d, S::mul(g, s)));
+    store(d_gate, S::mul(S::mul(d, u), slope));
+    store(d_up, S::mul(d, S::mul(g, s)));
   });
+}
+
+// kTokens tokens of output_sums(): a row of 512 tokens adds up 128 sums of 4.
+template <class S, bool kBase, bool kWeighted, int kTokens>
+void add_output_sums(const float* dy, const float* y, const float* base, const float* factors,
+                     std::int64_t stride, std::int64_t columns, float* sums, float* weighted) {
+  for_each_vector<S>(columns, [&](auto load, auto store) {
+    auto sum = S::zero(), of_factors = S::zero();
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      const auto d = load(dy + t * stride);
+      auto out = load(y + t * stride);
+      if constexpr (kBase) out = S::sub(out, load(base + t * stride));
+      sum = S::fma(d, out, sum);
+      if constexpr (kWeighted) of_factors = S::fma(d, S::set(factors[t]), of_factors);
+    }
+    store(sums, S::add(load(sums), sum));
+    if constexpr (kWeighted) store(weighted, S::add(load(weighted), of_factors));
+  });
+}
+
+template <class S, bool kBase, bool kWeighted>
+void output_sums_of(const float* dy, const float* y, const float* base, const float* factors,
+                    std::int64_t stride, std::int64_t tokens, std::int64_t columns, float* sums,
+                    float* weighted) {
+  std::int64_t token = 0;
+  const auto next = [&]<int kTokens>() {
+    const std::int64_t at = token * stride;
+    add_output_sums<S, kBase, kWeighted, kTokens>(dy + at, y + at, kBase ? base + at : nullptr,
+                                                  kWeighted ? factors + token : nullptr, stride,
+                                                  columns, sums, weighted);
+    token += kTokens;
+  };
+  while (token + 4 <= tokens) next.template operator()<4>();
+  while (token < tokens) next.template operator()<1>();
+}
+
+template <class S>
+void output_sums(const float* dy, const float* y, const float* base, const float* factors,
+                 std::int64_t stride, std::int64_t tokens, std::int64_t columns, float* sums,
+                 float* weighted) {
+  const auto run =
+      base != nullptr
+          ? (factors != nullptr ? output_sums_of<S, true, true> : output_sums_of<S, true, false>)
+          : (factors != nullptr ? output_sums_of<S, false, true> : output_sums_of<S, false, false>);
+  run(dy, y, base, factors, stride, tokens, columns, sums, weighted);
 }
 
 // Sets scores[keys, padded) to the value that exponentiates to exactly 0.

@@ -26,6 +26,7 @@ constexpr Kernels make_kernels() {
   }
   k.to_bf16 = to_bf16<S>;
   k.scale_gradient_int8 = scale_gradient_int8<S>;
+  k.output_sums = output_sums<S>;
   k.rms_norm = rms_norm<S>;
   k.rms_norm_backward = rms_norm_backward<S>;
   k.swiglu = swiglu<S>;
