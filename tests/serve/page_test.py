@@ -102,10 +102,16 @@ def check(browser, url):
     assert browser.script("return document.activeElement.id") == "text", "ready for the next message"
     assert not browser.script("return document.querySelectorAll('.error').length")
 
-    # A second turn, stopped.
-    browser.script("document.getElementById('tokens').value = 2000")
+    # A second turn, stopped. The page itself presses the button at the first piece of an answer: a toy's whole
+    # answer may be there before another command of WebDriver is.
+    browser.script("""
+      document.getElementById('tokens').value = 2000;
+      new MutationObserver((_, observer) => {
+        if (!document.querySelectorAll('.card')[3]?.querySelector('.answer').childNodes.length) return;
+        observer.disconnect();
+        document.getElementById('stop').click();
+      }).observe(document.getElementById('log'), {childList: true, subtree: true})""")
     browser.keys("Tell me more." + ENTER)
-    browser.script("document.getElementById('stop').click()")
     browser.wait("!document.getElementById('send').disabled", "the stop")
     assert browser.script("return document.querySelectorAll('.card').length") == 4
     assert browser.script("return document.getElementById('status').textContent") == "Stopped."
