@@ -9,6 +9,7 @@ import argparse
 import http.client
 import json
 import random
+import statistics
 import sys
 import threading
 import time
@@ -56,6 +57,14 @@ def content(data):
 def resident(pid):
     with open(f"/proc/{pid}/status", encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:")) / 1024
+
+
+def slope(points):
+    """Least squares: adapters come and go, so single values differ by what a few of them take."""
+    if len(points) < 2:
+        return None
+    middle, mean = (statistics.fmean(axis) for axis in zip(*points))
+    return round(sum((x - middle) * (y - mean) for x, y in points) / sum((x - middle) ** 2 for x, _ in points), 2)
 
 
 def main():
@@ -119,9 +128,13 @@ def main():
     while any(thread.is_alive() for thread in threads):
         time.sleep(min(5, max(0.1, until - time.monotonic())))
         memory.append((round(time.monotonic() - begin), round(resident(options.pid), 1)))
-    settled = [megabytes for second, megabytes in memory if second >= 60] or [memory[-1][1]]
-    report = {**counts, "minutes": options.minutes, "mb_after_a_minute": settled[0], "mb_most_after": max(settled),
-              "mb_last": settled[-1]}
+    settled = [(second / 60, megabytes) for second, megabytes in memory if second >= 60] or memory[-1:]
+    values = [megabytes for _, megabytes in settled]
+    report = {**counts, "minutes": options.minutes, "mb_after_a_minute": values[0], "mb_most_after": max(values),
+              "mb_last": values[-1], "mb_per_minute": slope(settled)}
+    for which in range(options.clients):
+        post(address, "/v1/unload_lora_adapter", {"lora_name": f"own{which}"})
+    report["mb_at_rest"] = round(resident(options.pid), 1)
     print(json.dumps(report))
     for message in messages:
         print(message, file=sys.stderr)

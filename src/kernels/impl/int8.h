@@ -156,7 +156,7 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
         const auto x_scale = S::set(x_row[t][chunk].scale);
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n) {
-          typename S::I product = dot[t][n];
+          typename S::I product = S::template total<C::kByteBits>(dot[t][n]);
           if constexpr (K::kShift == Shift::kConstant)
             product = S::sub(product, S::set_int(C::zero_point(w) * x_row[t][chunk].sum));
           part[t][n] = S::fma(S::to_float(product), x_scale, part[t][n]);
@@ -272,10 +272,11 @@ void linear_codes(const MatrixView& w, const Int8View& x, std::int64_t token_beg
   std::int64_t tile = tile_begin;
   // Two tiles share each broadcast of activations. A single token waits for memory instead, and
   // reads best what lies in a row.
-  if (token_end - token_begin > 1)
-    for (; tile + 2 <= tile_end; tile += 2)
-      linear_tiles<S, C, K, 2>(w, x, token_begin, token_end, tile, of_token, weak, y, y_stride,
-                               add);
+  if constexpr (S::kMaxTiles >= 2)
+    if (token_end - token_begin > 1)
+      for (; tile + 2 <= tile_end; tile += 2)
+        linear_tiles<S, C, K, 2>(w, x, token_begin, token_end, tile, of_token, weak, y, y_stride,
+                                 add);
   for (; tile < tile_end; ++tile)
     linear_tiles<S, C, K, 1>(w, x, token_begin, token_end, tile, of_token, weak, y, y_stride, add);
 }
@@ -344,10 +345,11 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
 #pragma GCC unroll 2
       for (int n = 0; n < kTiles; ++n) {
         const auto d = S::load(dy + (t * kTiles + n) * kTileRows);
+        auto product = S::template total<C::kByteBits>(dot[t][n]);
         if constexpr (!kShifts)
-          dot[t][n] = S::sub(dot[t][n], S::set_int(C::zero_point(w) * block[t]->sum));
+          product = S::sub(product, S::set_int(C::zero_point(w) * block[t]->sum));
         scale_sum[n] =
-            S::fma(S::to_float(dot[t][n]), S::mul(d, S::set(block[t]->scale)), scale_sum[n]);
+            S::fma(S::to_float(product), S::mul(d, S::set(block[t]->scale)), scale_sum[n]);
         if constexpr (kShifts)
           offset_sum[n] = S::fma(d, S::set(block[t]->scaled_sum), offset_sum[n]);
       }

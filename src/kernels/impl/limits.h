@@ -27,15 +27,18 @@ float peak_f32(std::int64_t rounds, float start) {
 
 template <class S>
 float peak_int8(std::int64_t rounds, float start) {
-  std::int8_t codes[64];
-  for (int i = 0; i < 64; ++i) codes[i] = static_cast<std::int8_t>(start) + static_cast<int>(i % 8);
-  const auto weights = S::load_bytes(reinterpret_cast<const std::uint8_t*>(codes));
+  std::int8_t codes[128];
+  for (int i = 0; i < 128; ++i)
+    codes[i] = static_cast<std::int8_t>(start) + static_cast<int>(i % 8);
   const auto four = S::broadcast4(codes);
   typename S::I sum[kChains<S>];
   for (int i = 0; i < kChains<S>; ++i) sum[i] = S::zero_int();
-  for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round)
+  for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round) {
+    // Never the same twice, or the product of AVX2 would be taken out of the loop.
+    const auto weights = S::load_bytes(reinterpret_cast<const std::uint8_t*>(codes) + round % 64);
 #pragma GCC unroll 12
     for (int i = 0; i < kChains<S>; ++i) sum[i] = S::template dot<4>(sum[i], weights, four);
+  }
   auto total = S::to_float(sum[0]);
   for (int i = 1; i < kChains<S>; ++i) total = S::add(total, S::to_float(sum[i]));
   return S::sum(total);
@@ -65,7 +68,7 @@ float read_memory(const std::uint8_t* data, std::int64_t bytes) {
     d = S::bit_or(d, S::load_bytes(data + at + 192));
   }
   const auto all = S::bit_or(S::bit_or(a, b), S::bit_or(c, d));
-  return S::sum(S::to_float(S::template dot<4>(S::zero_int(), all, all)));
+  return S::sum(S::to_float(S::template total<4>(S::template dot<4>(S::zero_int(), all, all))));
 }
 
 }  // namespace trimpot::impl

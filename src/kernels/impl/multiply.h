@@ -120,9 +120,10 @@ void multiply_stored(const Operand& a, const Panels& panels, std::int64_t rows,
       few.template operator()<4>();
       few.template operator()<2>();
     }
-  for (; column + 32 <= columns; column += 32)
-    multiply_rows<S, Stored, 2>(a, b + column / 16 * panels.tile_stride, panels, rows, 32, depth,
-                                c + column, c_stride, add);
+  if constexpr (S::kMaxTiles >= 2)
+    for (; column + 32 <= columns; column += 32)
+      multiply_rows<S, Stored, 2>(a, b + column / 16 * panels.tile_stride, panels, rows, 32, depth,
+                                  c + column, c_stride, add);
   for (; column < columns; column += 16) {
     const std::int64_t left = columns - column < 16 ? columns - column : 16;
     const Stored* tile = b + column / 16 * panels.tile_stride;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "base/half.h"
 
@@ -12,8 +13,10 @@ namespace trimpot {
 
 struct Avx2 {
   static constexpr const char* kName = "avx2";
-  static constexpr int kMaxRowsF32 = 4;  // 4 rows x 1 tile of 2 registers + operands, of 16
-  static constexpr int kMaxRowsI8 = 2;
+  // A tile is 2 of 16 registers: 6 rows take 12, beside 2 weights and a broadcast.
+  static constexpr int kMaxRowsF32 = 6;
+  static constexpr int kMaxRowsI8 = 4;
+  static constexpr int kMaxTiles = 1;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
 
@@ -179,13 +182,17 @@ struct Avx2 {
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
     return {_mm256_shuffle_epi8(entries, a.low), _mm256_shuffle_epi8(entries, a.high)};
   }
+  // 16 bits hold 8 sums of 2 products of up to 4 bits, 8 * 2 * 15 * 127 = 30480: 32-bit lanes are
+  // made once per chunk. With wider codes they are made at every step.
   template <int kBits>
   static I dot(I acc, B codes, B activations) {
     const auto half = [](__m256i sum, __m256i u8, __m256i s8) {
       const __m256i ones = _mm256_set1_epi16(1);
-      if constexpr (kBits <= 5) {  // 2 * 31 * 127 fits in 16 bits
+      if constexpr (kBits <= 4) {
+        return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u8, s8));
+      } else if constexpr (kBits == 5) {  // 2 * 31 * 127 fits in 16 bits
         return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u8, s8), ones));
-      } else {  // 2 * 255 * 128 does not: the nibbles separately
+      } else {  // 2 * 255 * 127 does not: the nibbles separately
         const __m256i mask = _mm256_set1_epi8(0x0f);
         const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(u8, mask), s8);
         const __m256i high =
@@ -196,6 +203,12 @@ struct Avx2 {
     };
     return {half(acc.low, codes.low, activations.low),
             half(acc.high, codes.high, activations.high)};
+  }
+  template <int kBits>
+  static I total(I acc) {
+    if constexpr (kBits > 4) return acc;
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(acc.low, ones), _mm256_madd_epi16(acc.high, ones)};
   }
   template <int kByte>
   static F byte_to_float(B a) {
@@ -218,12 +231,32 @@ struct Avx2 {
     };
     return {pick(a.low), pick(a.high)};
   }
+  // Four blocks of 8 x 8, those off the diagonal change places.
   static void transpose(F* rows) {
-    alignas(32) float from[16][16], to[16][16];
-    for (int i = 0; i < 16; ++i) store(from[i], rows[i]);
-    for (int i = 0; i < 16; ++i)
-      for (int j = 0; j < 16; ++j) to[i][j] = from[j][i];
-    for (int i = 0; i < 16; ++i) rows[i] = load(to[i]);
+    for (int i = 0; i < 16; i += 8) {
+      transpose8([&](int row) -> __m256& { return rows[i + row].low; });
+      transpose8([&](int row) -> __m256& { return rows[i + row].high; });
+    }
+    for (int i = 0; i < 8; ++i) std::swap(rows[i].high, rows[8 + i].low);
+  }
+
+ private:
+  template <class Row>
+  static void transpose8(Row row) {
+    __m256 pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(row(i), row(i + 1));
+      pairs[i + 1] = _mm256_unpackhi_ps(row(i), row(i + 1));
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        fours[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+        fours[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
+      }
+    for (int i = 0; i < 4; ++i) {
+      row(i) = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+      row(i + 4) = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
   }
 };
 

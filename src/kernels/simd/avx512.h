@@ -16,6 +16,7 @@ struct Avx512 {
   static constexpr const char* kName = kWithBf16 ? "avx512_bf16" : "avx512";
   static constexpr int kMaxRowsF32 = 8;  // 8 rows x 2 tiles + 2 weights + 1 broadcast, of 32
   static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
+  static constexpr int kMaxTiles = 2;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = kWithBf16;
 
@@ -134,6 +135,10 @@ struct Avx512 {
   template <int kBits>
   static I dot(I acc, B codes, B activations) {
     return {_mm512_dpbusd_epi32(acc.v, codes.v, activations.v)};
+  }
+  template <int kBits>
+  static I total(I acc) {
+    return acc;
   }
   template <int kByte>
   static F byte_to_float(B a) {

@@ -15,6 +15,7 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr int kMaxRowsF32 = 4;         // rows of a float tile that stay in registers
   static constexpr int kMaxRowsI8 = 1;          // nothing to keep in registers: quick to compile
+  static constexpr int kMaxTiles = 1;           // side by side in a product's block
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
 
@@ -180,13 +181,18 @@ struct Scalar {
     for (auto& byte : a.byte) byte = table[byte];
     return a;
   }
-  // acc[i] += sum over 4 bytes of u8 codes * s8 activations. kBits bounds the codes.
+  // acc[i] += sum over 4 bytes of u8 codes * s8 activations, which are -127 .. 127. kBits bounds
+  // the codes. At most the 8 steps of a chunk are added up, and read through total() alone.
   template <int kBits>
   static I dot(I acc, B codes, B activations) {
     for (int i = 0; i < 16; ++i)
       for (int j = 0; j < 4; ++j)
         acc.lane[i] +=
             codes.byte[4 * i + j] * static_cast<std::int8_t>(activations.byte[4 * i + j]);
+    return acc;
+  }
+  template <int kBits>
+  static I total(I acc) {
     return acc;
   }
   // Byte kByte of each group of four as floats: the codes of 16 rows in one column.
