@@ -1,5 +1,7 @@
 #include "serve/adapters.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <ctime>
 
@@ -77,8 +79,15 @@ Result<ServedPtr> Adapters::load(const std::string& name, const std::string& pat
 }
 
 bool Adapters::unload(const std::string& name) {
-  const std::lock_guard lock(mutex_);
-  return adapters_.erase(name) > 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (adapters_.erase(name) == 0) return false;
+  }
+  overlays_.drop_unloaded();
+  // An adapter is hundreds of arrays of 20 to 110 KB, and what is freed between those of others
+  // stays with glibc: 238 of 549 MB after 1000 loads and unloads.
+  ::malloc_trim(0);
+  return true;
 }
 
 std::vector<ServedPtr> Adapters::list() const {

@@ -35,6 +35,11 @@ Result<OverlayPtr> OverlayCache::of(const ServedPtr& served) {
   }
 }
 
+void OverlayCache::drop_unloaded() {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(ready_, [](const Ready& ready) { return ready.served.expired(); });
+}
+
 std::size_t OverlayCache::size() const {
   const std::lock_guard lock(mutex_);
   return ready_.size();

@@ -20,6 +20,8 @@ class OverlayCache {
 
   // Null for the base. Errors: what make_overlay() says; there is no memory for it.
   Result<OverlayPtr> of(const ServedPtr& served);
+  // Gives up those of adapters that are gone, which otherwise waits for the next of().
+  void drop_unloaded();
   std::size_t size() const;
 
  private:

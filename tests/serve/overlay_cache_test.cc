@@ -47,6 +47,19 @@ TEST(OverlayCache, ForgetsWhatWasUnloaded) {
   EXPECT_NE(second, nullptr);
 }
 
+TEST(OverlayCache, WhatWasUnloadedGoesWithoutAnotherRequest) {
+  ToyServer server;
+  server.load_adapter("a", 1);
+  server.load_adapter("b", 2);
+  OverlayCache cache(*server.model, 4);
+  const std::weak_ptr<const Overlay> unloaded = *cache.of(server.adapters->find("a"));
+  const std::weak_ptr<const Overlay> kept = *cache.of(server.adapters->find("b"));
+  server.adapters->unload("a");
+  cache.drop_unloaded();
+  EXPECT_TRUE(unloaded.expired());
+  EXPECT_FALSE(kept.expired());
+}
+
 // More adapters than can be ready: every answer is the one of the adapter that was asked for.
 TEST(OverlayCache, AnswersDoNotDependOnWhatIsReady) {
   EngineOptions one;
