@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "base/half.h"
 
@@ -237,7 +236,11 @@ struct Avx2 {
       transpose8([&](int row) -> __m256& { return rows[i + row].low; });
       transpose8([&](int row) -> __m256& { return rows[i + row].high; });
     }
-    for (int i = 0; i < 8; ++i) std::swap(rows[i].high, rows[8 + i].low);
+    for (int i = 0; i < 8; ++i) {
+      const __m256 high = rows[i].high;
+      rows[i].high = rows[8 + i].low;
+      rows[8 + i].low = high;
+    }
   }
 
  private:
