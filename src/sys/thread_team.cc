@@ -28,7 +28,7 @@ void wait_for_change(const std::atomic<std::uint32_t>& flag, std::uint32_t old) 
 }  // namespace
 
 ThreadTeam::ThreadTeam(int threads)
-    : finished_(new Flag[std::max(threads - 1, 1)]),
+    : part_(new Flag[std::max(threads - 1, 1)]),
       stretches_(new Stretch[threads]),
       ahead_(new Ahead[std::max(threads - 1, 1)]) {
   for (int index = 0; index + 1 < threads; ++index)
@@ -48,11 +48,16 @@ void ThreadTeam::run(void* context, Call call) {
   const std::uint32_t run_number = start_.value.fetch_add(1, std::memory_order_release) + 1;
   start_.value.notify_all();
   call(context, 0);
+  // All pieces are taken now. A worker that has not begun, because other programs have its core,
+  // is not waited for.
   for (std::size_t index = 0; index < workers_.size(); ++index) {
-    std::atomic<std::uint32_t>& finished = finished_[index].value;
-    for (std::uint32_t seen = finished.load(std::memory_order_acquire); seen != run_number;
-         seen = finished.load(std::memory_order_acquire))
-      wait_for_change(finished, seen);
+    std::atomic<std::uint32_t>& part = part_[index].value;
+    std::uint32_t state = 2 * (run_number - 1);
+    if (part.load(std::memory_order_acquire) == state &&
+        part.compare_exchange_strong(state, 2 * run_number, std::memory_order_acquire))
+      continue;
+    while (part.load(std::memory_order_acquire) != 2 * run_number)
+      wait_for_change(part, 2 * run_number - 1);
   }
 }
 
@@ -103,9 +108,13 @@ void ThreadTeam::work(int index) {
     if (run_number == seen) continue;
     seen = run_number;
     if (stopping_.load(std::memory_order_relaxed)) return;
+    std::atomic<std::uint32_t>& part = part_[index].value;
+    std::uint32_t before = 2 * (run_number - 1);
+    if (!part.compare_exchange_strong(before, 2 * run_number - 1, std::memory_order_acquire))
+      continue;  // the others have done it all
     call_(context_, index + 1);
-    finished_[index].value.store(run_number, std::memory_order_release);
-    finished_[index].value.notify_one();
+    part.store(2 * run_number, std::memory_order_release);
+    part.notify_one();
   }
 }
 

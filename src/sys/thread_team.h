@@ -74,8 +74,10 @@ class ThreadTeam {
   struct alignas(64) Flag {
     std::atomic<std::uint32_t> value{0};
   };
-  Flag start_;                        // counts the runs; workers wait for it to change
-  std::unique_ptr<Flag[]> finished_;  // per worker: the last run it has finished
+  Flag start_;  // counts the runs; workers wait for it to change
+  // Per worker: 2 n when run n needs it no more (it has finished its part, or came too late for
+  // one), 2 n - 1 while it is at it.
+  std::unique_ptr<Flag[]> part_;
   struct alignas(64) Stretch {
     std::atomic<std::int64_t> next{0};
     std::int64_t end = 0;

@@ -48,5 +48,20 @@ TEST(ThreadTeam, WorkComesBeforeReadingAhead) {
   }
 }
 
+// Runs follow each other so closely that members come late for many: none may take part in a run
+// that is over (its context is gone), and none may be missing from one that it has begun.
+TEST(ThreadTeam, LateMembersAreNotWaitedFor) {
+  ThreadTeam team(8);  // more than there are cores
+  for (int round = 0; round < 20000; ++round) {
+    auto sums = std::make_unique<std::array<std::int64_t, 16>>();
+    team.for_each(16, 1, [sums = sums.get(), round](std::int64_t i, std::int64_t, int) {
+      (*sums)[static_cast<std::size_t>(i)] = i + round;
+    });
+    std::int64_t total = 0;
+    for (const std::int64_t sum : *sums) total += sum;
+    ASSERT_EQ(total, 120 + 16 * std::int64_t{round});
+  }
+}
+
 }  // namespace
 }  // namespace trimpot
