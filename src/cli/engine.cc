@@ -1,5 +1,6 @@
 #include "cli/engine.h"
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -66,6 +67,10 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options) {
   engine->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
   if (!options.adapter.empty())
     TRIMPOT_TRY_VOID(apply_adapter(options.adapter, engine->file, *engine->model));
+  // What loading leaves behind: pages of the file that two tensors share, small tensors that were
+  // copied (7 MB of a 92 MB file with weak columns), and the holes of freed memory.
+  engine->file.release(engine->file.bytes());
+  ::malloc_trim(0);
   return engine;
 }
 

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::int64_t kKeyLanes = 16;
 constexpr std::int64_t kForwardRows = 16;  // queries of one head that are scored together
-constexpr std::int64_t kBackwardRows = 64;
+constexpr std::int64_t kBackwardRows = 32;
 
 std::int64_t storage_bytes(Storage storage) {
   return storage == Storage::kF32 ? 4 : storage == Storage::kF16 ? 2 : 1;
@@ -158,37 +158,71 @@ void attention(Compute& compute, const AttentionShape& shape, std::span<const Se
 
 namespace {
 
-// One head of one segment: d_q rows of this head; d_k and d_v of this head alone, [count,
-// head_dim].
-void head_backward(Compute& compute, const AttentionShape& shape, const Segment& segment,
-                   std::int64_t head, const AttentionGradients& g, float* d_k, float* d_v,
-                   int member) {
-  const std::int64_t width = shape.q_width(), kv_width = shape.kv_width(), dim = shape.head_dim;
-  const std::int64_t kv_head = head / shape.heads_per_kv();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const std::int64_t all_keys = round_up(segment.count, kKeyLanes);
-  float* p = compute.scratch(member, 2 * kBackwardRows * all_keys + all_keys * dim);
-  float* d_p = p + kBackwardRows * all_keys;
-  float* value_lanes = d_p + kBackwardRows * all_keys;  // [all_keys / 16][dim][16]
-  std::memset(value_lanes, 0, all_keys * dim * sizeof(float));
-  for (std::int64_t key = 0; key < segment.count; ++key) {
-    const float* v = g.v + (segment.row + key) * kv_width + kv_head * dim;
-    float* lanes = value_lanes + key / kKeyLanes * dim * kKeyLanes + key % kKeyLanes;
-    for (std::int64_t c = 0; c < dim; ++c) lanes[c * kKeyLanes] = v[c];
+// Queries [begin, end) of one head of one segment. They see keys [0, end): their shares of d_k and
+// d_v are summed apart from those of the head's other queries.
+struct BackwardUnit {
+  const Segment* segment;
+  std::int64_t head, begin, end;
+  float *d_k, *d_v;  // [end, head_dim]
+};
+
+// What the units of one segment share.
+struct BackwardSegment {
+  const float* value_lanes;     // [kv_heads][keys / 16][head_dim][16], zero beyond the last key
+  std::size_t first_unit, end;  // the same heads next to each other
+};
+
+// From kSplitFrom tokens on a head's queries are two units, the first with two thirds of them and
+// 4/9 of the work: 9 heads are an uneven share for 2 threads, 18 such units are not.
+std::vector<BackwardUnit> backward_units(const AttentionShape& shape, const Segment& segment) {
+  constexpr std::int64_t kSplitFrom = 128;
+  const std::int64_t first =
+      segment.count < kSplitFrom ? 0 : segment.count * 2 / 3 / kBackwardRows * kBackwardRows;
+  std::vector<BackwardUnit> units;
+  for (std::int64_t head = 0; head < shape.heads; ++head) {
+    if (first > 0) units.push_back({&segment, head, 0, first, nullptr, nullptr});
+    units.push_back({&segment, head, first, segment.count, nullptr, nullptr});
   }
-  std::memset(d_k, 0, segment.count * dim * sizeof(float));
-  std::memset(d_v, 0, segment.count * dim * sizeof(float));
-  for (std::int64_t first = 0; first < segment.count; first += kBackwardRows) {
-    const std::int64_t count = std::min(kBackwardRows, segment.count - first);
+  return units;
+}
+
+// One tile of 16 keys for all heads, as products with values want them.
+void fill_value_lanes(const AttentionShape& shape, const Block& keys, const float* v,
+                      float* lanes) {
+  const std::int64_t dim = shape.head_dim, padded = round_up(keys.segment->count, kKeyLanes);
+  for (std::int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+    float* to = lanes + (kv_head * padded + keys.first) * dim;
+    const float* from = v + (keys.segment->row + keys.first) * shape.kv_width() + kv_head * dim;
+    for (std::int64_t c = 0; c < dim; ++c)
+      for (std::int64_t lane = 0; lane < kKeyLanes; ++lane)
+        to[c * kKeyLanes + lane] = lane < keys.count ? from[lane * shape.kv_width() + c] : 0.0f;
+  }
+}
+
+// d_q rows of a unit, and its shares of d_k and d_v.
+void unit_backward(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
+                   const AttentionGradients& g, const float* value_lanes, int member) {
+  const Segment& segment = *unit.segment;
+  const std::int64_t width = shape.q_width(), kv_width = shape.kv_width(), dim = shape.head_dim;
+  const std::int64_t head = unit.head, kv_head = head / shape.heads_per_kv();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const std::int64_t most_keys = round_up(unit.end, kKeyLanes);
+  float* p = compute.scratch(member, 2 * kBackwardRows * most_keys);
+  float* d_p = p + kBackwardRows * most_keys;
+  const Panels values{value_lanes + kv_head * round_up(segment.count, kKeyLanes) * dim,
+                      Storage::kF32, dim * kKeyLanes, kKeyLanes};
+  const Panels key_rows{g.k + segment.row * kv_width + kv_head * dim, Storage::kF32, 16, kv_width};
+  std::memset(unit.d_k, 0, unit.end * dim * sizeof(float));
+  std::memset(unit.d_v, 0, unit.end * dim * sizeof(float));
+  for (std::int64_t first = unit.begin; first < unit.end; first += kBackwardRows) {
+    const std::int64_t count = std::min(kBackwardRows, unit.end - first);
     const std::int64_t keys = first + count, padded = round_up(keys, kKeyLanes);
     const std::int64_t row = segment.row + first;
     const float* q = g.q + row * width + head * dim;
     const float* d_out = g.d_out + row * width + head * dim;
     compute.kernels.multiply({q, width, 1}, segment.cache->key_panels(shape, kv_head), count,
                              padded, dim, p, padded, false);
-    compute.kernels.multiply({d_out, width, 1},
-                             {value_lanes, Storage::kF32, dim * kKeyLanes, kKeyLanes}, count,
-                             padded, dim, d_p, padded, false);
+    compute.kernels.multiply({d_out, width, 1}, values, count, padded, dim, d_p, padded, false);
     for (std::int64_t i = 0; i < count; ++i) {
       const float* out = g.out + (row + i) * width + head * dim;
       const float delta = compute.kernels.dot(d_out + i * width, out, dim);
@@ -196,46 +230,82 @@ void head_backward(Compute& compute, const AttentionShape& shape, const Segment&
                                     g.log_sum_exp[(row + i) * shape.heads + head]);
       compute.kernels.softmax_backward(p + i * padded, padded, delta, scale, d_p + i * padded);
     }
-    const Panels k{g.k + segment.row * kv_width + kv_head * dim, Storage::kF32, 16, kv_width};
-    compute.kernels.multiply({d_p, padded, 1}, k, count, dim, keys,
+    compute.kernels.multiply({d_p, padded, 1}, key_rows, count, dim, keys,
                              g.d_q + row * width + head * dim, width, false);
-    compute.kernels.multiply({d_p, 1, padded}, {q, Storage::kF32, 16, width}, keys, dim, count, d_k,
-                             dim, true);
+    compute.kernels.multiply({d_p, 1, padded}, {q, Storage::kF32, 16, width}, keys, dim, count,
+                             unit.d_k, dim, true);
     compute.kernels.multiply({p, 1, padded}, {d_out, Storage::kF32, 16, width}, keys, dim, count,
-                             d_v, dim, true);
+                             unit.d_v, dim, true);
+  }
+}
+
+// Rows of d_k and d_v: the shares of the heads that share keys, in order.
+void add_shares(Compute& compute, const AttentionShape& shape, const Block& keys,
+                std::span<const BackwardUnit> units, const AttentionGradients& g) {
+  const std::int64_t dim = shape.head_dim, kv_width = shape.kv_width();
+  for (std::int64_t key = keys.first; key < keys.first + keys.count; ++key) {
+    float* d_k = g.d_k + (keys.segment->row + key) * kv_width;
+    float* d_v = g.d_v + (keys.segment->row + key) * kv_width;
+    std::memset(d_k, 0, kv_width * sizeof(float));
+    std::memset(d_v, 0, kv_width * sizeof(float));
+    for (const BackwardUnit& unit : units) {
+      if (key >= unit.end) continue;
+      const std::int64_t at = unit.head / shape.heads_per_kv() * dim;
+      compute.kernels.add(unit.d_k + key * dim, dim, d_k + at);
+      compute.kernels.add(unit.d_v + key * dim, dim, d_v + at);
+    }
   }
 }
 
 }  // namespace
 
 void attention_backward(Compute& compute, const AttentionShape& shape,
-                        std::span<const Segment> segments, std::int64_t rows,
-                        const AttentionGradients& g) {
-  const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
-  // Each head sums its own d_k and d_v; the heads that share keys are added afterwards, in order.
-  const std::int64_t per_head = rows * dim;
-  float* parts = compute.shared(Compute::kHeadParts, 2 * shape.heads * per_head);
-  const auto units = static_cast<std::int64_t>(segments.size()) * shape.heads;
-  compute.team.for_each(units, 1, [&](std::int64_t unit, std::int64_t, int member) {
-    const Segment& segment = segments[static_cast<std::size_t>(unit / shape.heads)];
-    const std::int64_t head = unit % shape.heads;
-    float* d_k = parts + 2 * head * per_head + segment.row * dim;
-    head_backward(compute, shape, segment, head, g, d_k, d_k + per_head, member);
+                        std::span<const Segment> segments, const AttentionGradients& g) {
+  const std::int64_t dim = shape.head_dim;
+  std::vector<BackwardUnit> units;
+  std::vector<BackwardSegment> shared;
+  std::int64_t keys = 0, shares = 0;
+  for (const Segment& segment : segments) {
+    const std::vector<BackwardUnit> own = backward_units(shape, segment);
+    shared.push_back({nullptr, units.size(), units.size() + own.size()});
+    units.insert(units.end(), own.begin(), own.end());
+    keys += round_up(segment.count, kKeyLanes);
+    for (const BackwardUnit& unit : own) shares += unit.end * dim;
+  }
+  float* memory = compute.shared(Compute::kHeadParts, keys * shape.kv_width() + 2 * shares);
+  std::vector<float*> lanes;
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    shared[i].value_lanes = lanes.emplace_back(memory);
+    memory += round_up(segments[i].count, kKeyLanes) * shape.kv_width();
+  }
+  for (BackwardUnit& unit : units) {
+    unit.d_k = memory;
+    unit.d_v = memory + unit.end * dim;
+    memory += 2 * unit.end * dim;
+  }
+  const std::vector<Block> tiles = query_blocks(segments, kKeyLanes);
+  const auto index = [&](const Segment* segment) {
+    return static_cast<std::size_t>(segment - segments.data());
+  };
+  const auto count = static_cast<std::int64_t>(tiles.size());
+  compute.team.for_each(count, 2, [&](std::int64_t tile, std::int64_t end, int) {
+    for (; tile < end; ++tile) {
+      const Block& block = tiles[static_cast<std::size_t>(tile)];
+      fill_value_lanes(shape, block, g.v, lanes[index(block.segment)]);
+    }
   });
-  compute.team.for_each(rows, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t row = begin; row < end; ++row)
-      for (std::int64_t head = 0; head < shape.heads; ++head) {
-        const float* d_k = parts + 2 * head * per_head + row * dim;
-        float* to_k = g.d_k + row * shape.kv_width() + head / share * dim;
-        float* to_v = g.d_v + row * shape.kv_width() + head / share * dim;
-        if (head % share == 0) {
-          std::memcpy(to_k, d_k, dim * sizeof(float));
-          std::memcpy(to_v, d_k + per_head, dim * sizeof(float));
-        } else {
-          compute.kernels.add(d_k, dim, to_k);
-          compute.kernels.add(d_k + per_head, dim, to_v);
-        }
-      }
+  compute.team.for_each(
+      static_cast<std::int64_t>(units.size()), 1, [&](std::int64_t i, std::int64_t, int member) {
+        const BackwardUnit& unit = units[static_cast<std::size_t>(i)];
+        unit_backward(compute, shape, unit, g, shared[index(unit.segment)].value_lanes, member);
+      });
+  compute.team.for_each(count, 2, [&](std::int64_t tile, std::int64_t end, int) {
+    for (; tile < end; ++tile) {
+      const Block& block = tiles[static_cast<std::size_t>(tile)];
+      const BackwardSegment& of = shared[index(block.segment)];
+      add_shares(compute, shape, block,
+                 std::span(units).subspan(of.first_unit, of.end - of.first_unit), g);
+    }
   });
 }
 

@@ -97,7 +97,6 @@ struct AttentionGradients {
   float* d_v;
 };
 void attention_backward(Compute& compute, const AttentionShape& shape,
-                        std::span<const Segment> segments, std::int64_t rows,
-                        const AttentionGradients& g);
+                        std::span<const Segment> segments, const AttentionGradients& g);
 
 }  // namespace trimpot

@@ -256,19 +256,19 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   });
 }
 
-void Activations::note(const Compute& compute, const LinearView& reader) {
+void Activations::note(const Compute& compute, const LinearView& reader, bool rounded) {
   Form& form = form_of(reader.weight_columns, reader.weight->columns());
-  form.rounded = form.rounded || uses_int8(compute, *reader.weight);
+  form.rounded = form.rounded || (rounded && uses_int8(compute, *reader.weight));
   if (reader.weak != nullptr && reader.weak_columns != nullptr)
     form_of(reader.weak_columns, reader.weak->columns());
 }
 
 void Activations::prepare(Compute& compute, std::int64_t tokens,
-                          std::span<const LinearOutput> readers) {
+                          std::span<const LinearOutput> readers, bool rounded) {
   used_ = 0;
   for (const LinearOutput& reader : readers) {
-    note(compute, reader.linear);
-    for (const LinearRun& run : reader.runs) note(compute, run.linear);
+    note(compute, reader.linear, rounded);
+    for (const LinearRun& run : reader.runs) note(compute, run.linear, rounded);
   }
   for (std::size_t i = 0; i < used_; ++i) fill(compute, tokens, forms_[i]);
 }

@@ -50,8 +50,10 @@ class Activations {
   float* values() { return values_.data(); }
   const float* values() const { return values_.data(); }
   std::int64_t columns() const { return columns_; }
-  // To be called when values() are final, with all layers that will read them.
-  void prepare(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> readers);
+  // To be called when values() are final, with all layers that will read them. `rounded` false: no
+  // products follow that read int8.
+  void prepare(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> readers,
+               bool rounded = true);
   // Of a layer that was among the readers.
   LinearInput input(const LinearView& linear) const;
 
@@ -64,7 +66,7 @@ class Activations {
     AlignedBuffer<Int8Block> blocks;
     Int8View int8;
   };
-  void note(const Compute& compute, const LinearView& reader);
+  void note(const Compute& compute, const LinearView& reader, bool rounded);
   Form& form_of(const std::vector<std::int32_t>* columns, std::int64_t count);
   const Form* find(const std::vector<std::int32_t>* columns, std::int64_t count) const;
   void fill(Compute& compute, std::int64_t tokens, Form& form) const;

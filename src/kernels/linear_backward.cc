@@ -233,7 +233,7 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                    sink.weight);
   if (dx != nullptr) {
     const bool in_order = linear.weight_columns == nullptr && linear.weak_columns == nullptr;
-    if (!add && !in_order) std::memset(dx, 0, tokens * width * sizeof(float));
+    if (!add && !in_order) clear(compute, dx, tokens * width);
     const OutputGradient gradient = rounded(compute, dy, rows, rows, tokens);
     part_gradient(compute, *linear.weight, linear.weight_columns, 0, gradient, tokens, dx, width,
                   add || !in_order);
@@ -254,7 +254,7 @@ void head_backward(Compute& compute, const LinearView& head, const float* dy,
     gradient.rounded_stride = dy_stride * 2;
   }
   const std::int64_t width = head.weight->columns();
-  if (head.weight_columns != nullptr) std::memset(dx, 0, tokens * width * sizeof(float));
+  if (head.weight_columns != nullptr) clear(compute, dx, tokens * width);
   part_gradient(compute, *head.weight, head.weight_columns, 0, gradient, tokens, dx, width, false);
 }
 

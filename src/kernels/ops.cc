@@ -1,6 +1,22 @@
 #include "kernels/ops.h"
 
+#include <algorithm>
+
 namespace trimpot {
+
+void copy_rows(Compute& compute, const float* x, std::int64_t tokens, std::int64_t columns,
+               float* y) {
+  compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
+    std::copy_n(x + begin * columns, (end - begin) * columns, y + begin * columns);
+  });
+}
+
+void clear(Compute& compute, float* x, std::size_t count) {
+  constexpr std::int64_t kPiece = 64 << 10;
+  compute.team.for_each(
+      static_cast<std::int64_t>(count), kPiece,
+      [&](std::int64_t begin, std::int64_t end, int) { std::fill(x + begin, x + end, 0.0f); });
+}
 
 void rms_norm(Compute& compute, const float* x, const float* weight, std::int64_t tokens,
               std::int64_t columns, float eps, float* y, float* rstd) {

@@ -20,12 +20,16 @@ struct GradientSink {
   }
 };
 
+// Places in memory that the caller has: a buffer of the head's, which is done by then.
 struct LayerGradients {
-  AlignedBuffer<float> d_feed_forward_out;  // [rows, feed_forward], then gate's
-  AlignedBuffer<float> d_normed;            // [rows, hidden]
-  AlignedBuffer<float> d_attention_out;     // [rows, q_width]
-  AlignedBuffer<float> d_q, d_k, d_v;       // [rows, q_width | kv_width]
-  void allocate(const ModelConfig& config, std::int64_t rows);
+  float* d_feed_forward_out;  // [rows, feed_forward], then gate's
+  float* d_normed;            // [rows, hidden]
+  float* d_attention_out;     // [rows, q_width]
+  float *d_q, *d_k, *d_v;     // [rows, q_width | kv_width]
+
+  // `memory` holds size(config, rows) floats, on a boundary of 64 bytes.
+  LayerGradients(const ModelConfig& config, std::int64_t rows, float* memory);
+  static std::int64_t size(const ModelConfig& config, std::int64_t rows);
 };
 
 // One layer: dy [rows, hidden] (the gradient of the layer's output) becomes the gradient of its
@@ -34,6 +38,6 @@ struct LayerGradients {
 void layer_backward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
                     std::size_t layer, std::span<const Segment> segments, const RopeTable& rope,
                     std::int64_t rows, const float* x, const float* y, LayerActivations& a,
-                    LayerGradients& g, const GradientSink& sink, float* dy);
+                    const LayerGradients& g, const GradientSink& sink, float* dy);
 
 }  // namespace trimpot

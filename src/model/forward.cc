@@ -67,12 +67,17 @@ void LayerActivations::allocate(const ModelConfig& config, std::int64_t rows) {
   feed_forward_rstd.reserve(rows);
 }
 
+void attention_norm(Compute& compute, const ModelConfig& config, const LayerView& layer,
+                    std::int64_t rows, const float* x, LayerActivations& a) {
+  rms_norm(compute, x, layer.weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
+           a.attention_in.values(), a.attention_rstd.data());
+}
+
 void attention_inputs(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                       const float* x, LayerActivations& a) {
   const AttentionShape& shape = config.attention;
-  rms_norm(compute, x, layer.weights.attention_norm.data(), rows, config.hidden, config.rms_eps,
-           a.attention_in.values(), a.attention_rstd.data());
+  attention_norm(compute, config, layer, rows, x, a);
   read_linear(compute, a.attention_in, rows,
               std::array{layer.output(kQ, a.q.data()), layer.output(kK, a.k.data()),
                          layer.output(kV, a.v.data())});
@@ -95,7 +100,7 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerV
 
 void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::int64_t rows, const float* x, LayerActivations& a) {
-  std::copy_n(x, rows * config.hidden, a.middle.data());
+  copy_rows(compute, x, rows, config.hidden, a.middle.data());
   read_linear(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data())}, true);
   read_ahead(compute, rows, std::array{layer.output(kGate, nullptr), layer.output(kUp, nullptr)});
   rms_norm(compute, a.middle.data(), layer.weights.feed_forward_norm.data(), rows, config.hidden,
@@ -116,7 +121,7 @@ void feed_forward_output(Compute& compute, const ModelConfig& config, const Laye
   const LinearOutput down = layer.output(kDown, y);
   a.feed_forward_out.prepare(compute, rows, {&down, 1});
   if (y == nullptr) return;
-  std::copy_n(a.middle.data(), rows * config.hidden, y);
+  copy_rows(compute, a.middle.data(), rows, config.hidden, y);
   linear(compute, a.feed_forward_out, rows, {&down, 1}, true);
 }
 

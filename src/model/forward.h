@@ -69,8 +69,11 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerView&
 // Says that layer_forward() comes next with this layer.
 void read_ahead_layer(Compute& compute, std::int64_t rows, const LayerView& layer);
 
-// Its parts: keys and values stored, a.q ready; up to a.attention_out; middle = x + o_proj(...),
-// normed into a.feed_forward_in; up to a.feed_forward_out; y = middle + down_proj(...).
+// Its parts: x normed into a.attention_in; keys and values stored, a.q ready; up to
+// a.attention_out; middle = x + o_proj(...), normed into a.feed_forward_in; up to
+// a.feed_forward_out; y = middle + down_proj(...).
+void attention_norm(Compute& compute, const ModelConfig& config, const LayerView& layer,
+                    std::int64_t rows, const float* x, LayerActivations& a);
 void attention_inputs(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                       const float* x, LayerActivations& a);

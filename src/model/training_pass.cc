@@ -9,6 +9,11 @@ namespace {
 
 constexpr std::int64_t kLogitBytes = 12 << 20;  // logits that are in memory at a time
 
+// q, k, v and attention's output of a token.
+std::int64_t kept_width(const AttentionShape& shape) {
+  return 2 * (shape.q_width() + shape.kv_width());
+}
+
 }  // namespace
 
 std::int64_t count_predictions(const TrainingBatch& batch) {
@@ -44,10 +49,9 @@ void TrainingPass::prepare(const TrainingBatch& batch, bool with_gradients) {
   keeps_attention_ = compute_.precision == Precision::kDefault;
   if (keeps_attention_) {
     const std::int64_t kept_rows = (kept - 2) * rows_;  // the last layer's are still there
-    kept_attention_.reserve(kept_rows * config.attention.q_width());
+    kept_attention_.reserve(kept_rows * kept_width(config.attention));
     kept_sums_.reserve(kept_rows * config.attention.heads);
   }
-  gradients_.allocate(config, rows_);
   dx_.reserve(rows_ * config.hidden);
 }
 
@@ -132,7 +136,7 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
   }
   row_loss_.resize(labelled);
   row_correct_.resize(labelled);
-  if (gradients) std::memset(dx_.data(), 0, rows_ * hidden * sizeof(float));
+  if (gradients) clear(compute_, dx_.data(), rows_ * hidden);
   for (std::int64_t begin = 0; begin < labelled; begin += step) {
     const std::int64_t count = std::min(step, labelled - begin);
     for (std::int64_t i = 0; i < count; ++i)
@@ -169,31 +173,45 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
   sum.count += labelled;
 }
 
+std::array<TrainingPass::Kept, 4> TrainingPass::kept(std::size_t layer) {
+  const std::int64_t q_width = model_.config.attention.q_width();
+  const std::int64_t kv_width = model_.config.attention.kv_width();
+  f16* at = kept_attention_.data() +
+            static_cast<std::int64_t>(layer) * rows_ * kept_width(model_.config.attention);
+  LayerActivations& a = activations_;
+  return {Kept{a.q.data(), q_width, at},
+          Kept{a.attention_out.values(), q_width, at + rows_ * q_width},
+          Kept{a.k.data(), kv_width, at + 2 * rows_ * q_width},
+          Kept{a.v.data(), kv_width, at + rows_ * (2 * q_width + kv_width)}};
+}
+
 void TrainingPass::keep_attention(std::size_t layer) {
-  const AttentionShape& shape = model_.config.attention;
-  const std::int64_t width = shape.q_width(), first = static_cast<std::int64_t>(layer) * rows_;
+  const std::int64_t heads = model_.config.attention.heads;
   compute_.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    compute_.kernels.narrow_f16(activations_.attention_out.values() + begin * width,
-                                (end - begin) * width,
-                                kept_attention_.data() + (first + begin) * width);
+    for (const Kept& part : kept(layer))
+      compute_.kernels.narrow_f16(part.values + begin * part.width, (end - begin) * part.width,
+                                  part.halves + begin * part.width);
   });
-  std::copy_n(activations_.log_sum_exp.data(), rows_ * shape.heads,
-              kept_sums_.data() + first * shape.heads);
+  std::copy_n(activations_.log_sum_exp.data(), rows_ * heads,
+              kept_sums_.data() + static_cast<std::int64_t>(layer) * rows_ * heads);
 }
 
 void TrainingPass::restore_attention(std::size_t layer) {
   const AttentionShape& shape = model_.config.attention;
-  const std::int64_t width = shape.q_width(), first = static_cast<std::int64_t>(layer) * rows_;
   compute_.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    compute_.kernels.widen_f16(kept_attention_.data() + (first + begin) * width,
-                               (end - begin) * width,
-                               activations_.attention_out.values() + begin * width);
+    for (const Kept& part : kept(layer))
+      compute_.kernels.widen_f16(part.halves + begin * part.width, (end - begin) * part.width,
+                                 part.values + begin * part.width);
   });
-  std::copy_n(kept_sums_.data() + first * shape.heads, rows_ * shape.heads,
-              activations_.log_sum_exp.data());
+  std::copy_n(kept_sums_.data() + static_cast<std::int64_t>(layer) * rows_ * shape.heads,
+              rows_ * shape.heads, activations_.log_sum_exp.data());
+  for (const Segment& segment : rows_of_.segments)
+    segment.cache->store(compute_, shape, segment.position, segment.count,
+                         activations_.k.data() + segment.row * shape.kv_width(),
+                         activations_.v.data() + segment.row * shape.kv_width());
 }
 
-void TrainingPass::recompute(std::size_t layer) {
+void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
   const ModelConfig& config = model_.config;
   const LayerWeights& weights = model_.layers[layer];
   const float* x = checkpoint(layer);
@@ -202,19 +220,31 @@ void TrainingPass::recompute(std::size_t layer) {
                   nullptr);
     return;
   }
-  attention_inputs(compute_, config, weights, rows_of_.segments, rope_, rows_, x, activations_);
+  // What no product reads again is rounded to int8 for the scales' gradients alone.
+  bool rounded = false;
+  for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind)
+    if (sink.of(layer * kLinearKinds.size() + kind).scales) rounded = true;
+  const LayerView view(weights);
+  LayerActivations& a = activations_;
+  attention_norm(compute_, config, view, rows_, x, a);
+  a.attention_in.prepare(
+      compute_, rows_,
+      std::array{view.output(kQ, nullptr), view.output(kK, nullptr), view.output(kV, nullptr)},
+      rounded);
   restore_attention(layer);
-  attention_output(compute_, config, weights, rows_, x, activations_);
-  feed_forward(compute_, config, weights, rows_, activations_);
-  feed_forward_output(compute_, config, weights, rows_, activations_, nullptr);
+  attention_output(compute_, config, view, rows_, x, a);
+  feed_forward(compute_, config, view, rows_, a);
+  a.feed_forward_out.prepare(compute_, rows_, std::array{view.output(kDown, nullptr)}, rounded);
 }
 
 void TrainingPass::backward(const GradientSink& sink) {
+  logits_.reserve(LayerGradients::size(model_.config, rows_));
+  const LayerGradients gradients(model_.config, rows_, logits_.data());
   for (std::size_t layer = model_.layers.size(); layer-- > 0;) {
     const LayerWeights& weights = model_.layers[layer];
-    if (layer + 1 < model_.layers.size()) recompute(layer);
+    if (layer + 1 < model_.layers.size()) recompute(layer, sink);
     layer_backward(compute_, model_.config, weights, layer, rows_of_.segments, rope_, rows_,
-                   checkpoint(layer), checkpoint(layer + 1), activations_, gradients_, sink,
+                   checkpoint(layer), checkpoint(layer + 1), activations_, gradients, sink,
                    dx_.data());
   }
 }

@@ -1,9 +1,10 @@
 // Loss and gradients of a batch of sequences: forward with one checkpoint per layer, cross-entropy
 // fused with the head, backward with each layer but the last recomputed. The default path also
-// keeps attention's output, in f16, for half a checkpoint's memory; the f32 path computes it again,
-// so that its gradients are those of the numbers it computed.
+// keeps attention's inputs and output, in f16 (keys and values are f16 anyway); the f32 path
+// computes them again, so that its gradients are those of the numbers it computed.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -56,11 +57,19 @@ class TrainingPass {
                  int member, double& loss, std::uint8_t& correct);
   // Loss over learned rows; leaves d loss / d x (last layer's output) in dx_ when `gradients`.
   void head(const TrainingBatch& batch, float weight, bool gradients, const float* x, LossSum& sum);
-  // Attention's output and log-sum-exp of a layer, from and to activations_.
+  // A kept array of a layer: its place in activations_ and in kept_attention_, [rows, width].
+  struct Kept {
+    float* values;
+    std::int64_t width;
+    f16* halves;
+  };
+  std::array<Kept, 4> kept(std::size_t layer);
+  // Queries, keys, values, attention's output and log-sum-exp of a layer, from and to activations_;
+  // keys and values to the caches too.
   void keep_attention(std::size_t layer);
   void restore_attention(std::size_t layer);
   // layer_forward() once more, without the layer's output.
-  void recompute(std::size_t layer);
+  void recompute(std::size_t layer, const GradientSink& sink);
   void backward(const GradientSink& sink);
   float* checkpoint(std::size_t layer) {
     return checkpoints_.data() + static_cast<std::int64_t>(layer) * rows_ * model_.config.hidden;
@@ -74,13 +83,13 @@ class TrainingPass {
   Batch rows_of_;                  // tokens and segments
   RopeTable rope_;
   LayerActivations activations_;
-  LayerGradients gradients_;
   AlignedBuffer<float> checkpoints_;  // [layers + 1, rows, hidden], or [1, rows, hidden]
   bool keeps_attention_ = false;
-  AlignedBuffer<f16> kept_attention_;  // [layers - 1, rows, q_width]
+  AlignedBuffer<f16> kept_attention_;  // [layers - 1][q, out, k, v][rows, width]
   AlignedBuffer<float> kept_sums_;     // log-sum-exp, [layers - 1, rows, heads]
   AlignedBuffer<float> dx_;            // [rows, hidden]
-  AlignedBuffer<float> logits_, labelled_x_, d_labelled_x_, d_normed_;
+  AlignedBuffer<float> logits_;        // then a layer's gradients
+  AlignedBuffer<float> labelled_x_, d_labelled_x_, d_normed_;
   std::vector<std::int64_t> labelled_rows_;
   std::vector<double> row_loss_;
   std::vector<std::uint8_t> row_correct_;

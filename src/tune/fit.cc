@@ -120,25 +120,22 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
             fmt::format("{} x {} tokens x {} x 4 bytes, kept for the backward pass", c.layers + 1,
                         rows, c.hidden));
   if (precision == Precision::kDefault)  // TrainingPass::keep_attention
-    items.add("attention's outputs",
-              sum(buffer(product({c.layers - 1, rows, q, 2})),
+    items.add("attention's inputs and outputs",
+              sum(buffer(product({c.layers - 1, rows, 2 * (q + kv), 2})),
                   floats(product({c.layers - 1, rows}), c.attention.heads)),
               fmt::format("{} x {} tokens x {} x 2 bytes, kept for the backward pass", c.layers - 1,
-                          rows, q));
+                          rows, 2 * (q + kv)));
   items.add(
       "one layer, forward", forward_bytes(c, linears, precision, forward_rows),
       precision == Precision::kF32 ? "its activations" : "its activations and their int8 form");
 
   std::int64_t bytes = shared_bytes(linears, options, rows);
-  for (const std::int64_t part : {floats(rows, c.feed_forward), floats(rows, c.hidden),
-                                  2 * floats(rows, q), 2 * floats(rows, kv)})  // LayerGradients
-    bytes = sum(bytes, part);
   const auto kernels = select_kernels();
   if (precision == Precision::kDefault && (!kernels || (*kernels)->bf16_backward)) {
     const std::int64_t widest = std::max({c.hidden, q, kv, c.feed_forward});  // Compute::rounded
     bytes = sum(bytes, buffer(product({rows, widest + widest % 2, 2})));
   }
-  items.add("one layer, backward", bytes, "gradients of its activations");
+  if (bytes > 0) items.add("one layer, backward", bytes, "forms of its gradients");
 }
 
 // Keys and values of `rows` tokens.
@@ -153,13 +150,15 @@ void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
   const ModelConfig& c = shapes.config;
   const std::int64_t dim = c.attention.head_dim;
   const std::int64_t keys = round_up(options.max_seq_length, 16);
-  const std::int64_t bytes =
-      sum(cache_bytes(c, options, rows), buffer(product({2, c.attention.heads, rows, dim, 4})));
+  // The keys' and values' gradients of each head, those of its first two thirds of queries apart.
+  const std::int64_t shares = product({2, c.attention.heads, rows + rows * 2 / 3, dim, 4});
+  const std::int64_t lanes = product({round_up(rows, 16), c.attention.kv_width(), 4});
+  const std::int64_t bytes = sum(cache_bytes(c, options, rows), buffer(sum(shares, lanes)));
   // A thread's scratch memory is as large as its largest user: attention_backward's two blocks of
-  // 64 rows of scores and the values, linear_backward's panel, on the f32 path unpacked tiles, and
+  // 32 rows of scores, linear_backward's panel, on the f32 path unpacked tiles, and
   // a row of logits with a teacher.
   std::int64_t scratch =
-      std::max<std::int64_t>(96 * kTileRows * kChunkColumns, product({keys, 2 * 64 + dim}));
+      std::max<std::int64_t>(96 * kTileRows * kChunkColumns, product({keys, 2 * 32}));
   std::int64_t columns = std::max(shapes.embedding.columns, c.hidden);
   for (const RunLinear& linear : linears) columns = std::max(columns, linear.matrix.columns);
   if (options.precision == Precision::kF32)
@@ -186,11 +185,16 @@ std::int64_t head_bytes(const Shapes& shapes, Precision precision) {
 void add_head(const Shapes& shapes, const FitOptions& options, std::int64_t rows, Items& items) {
   const ModelConfig& c = shapes.config;
   const std::int64_t step = head_rows(c);
-  std::int64_t bytes = sum(floats(std::min(step, rows), c.vocabulary),
+  const AttentionShape& shape = c.attention;
+  const std::int64_t layer = product(  // LayerGradients
+      {rows, c.feed_forward + c.hidden + 2 * (shape.q_width() + shape.kv_width()), 4});
+  const std::int64_t logits = product({std::min(step, rows), c.vocabulary, 4});
+  std::int64_t bytes = sum(buffer(std::max(layer, logits)),
                            sum(3 * floats(step, c.hidden), head_bytes(shapes, options.precision)));
   if (shapes.head_gathered) bytes = sum(bytes, floats(step, c.hidden));
   items.add("head", bytes,
-            fmt::format("{} x {} logits at a time", std::min(step, rows), c.vocabulary));
+            fmt::format("{} x {} logits at a time, then a layer's gradients", std::min(step, rows),
+                        c.vocabulary));
 }
 
 // The teacher's forward pass (TrainingPass::run_teacher).

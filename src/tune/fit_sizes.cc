@@ -96,9 +96,7 @@ Result<Shapes> read_shapes(const gguf::File& file) {
     shapes.linears.push_back(std::move(linear));
   }
   shapes.norm_values = product({2 * config.layers + 1, config.hidden});
-  // Of the tensors' pages those stay that two of them share (MappedFile::release).
-  shapes.header_bytes = static_cast<std::int64_t>(std::min(file.data_offset(), file.file_bytes()) +
-                                                  file.tensors().size() * 4096);
+  shapes.header_bytes = static_cast<std::int64_t>(std::min(file.data_offset(), file.file_bytes()));
   for (const gguf::TensorInfo& tensor : file.tensors())
     shapes.largest_tensor =
         std::max(shapes.largest_tensor, static_cast<std::int64_t>(tensor.bytes));

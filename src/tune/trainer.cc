@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 
 #include "optim/clip.h"
 
@@ -85,7 +84,7 @@ Result<LossSum> Trainer::accumulate_gradients() {
   }
   for (const TrainingBatch& group : groups) predictions += count_predictions(group);
   Parameters& parameters = method_.parameters();
-  std::memset(parameters.gradient.data(), 0, parameters.size() * sizeof(float));
+  clear(compute_, parameters.gradient.data(), parameters.size());
   LossSum sum;
   for (std::size_t pass = 0; pass < groups.size(); ++pass) {
     const TrainingBatch& group = groups[pass];

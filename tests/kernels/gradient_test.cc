@@ -306,7 +306,7 @@ void test_attention(Compute& compute, const AttentionCase& test, WorstError& use
   std::vector<float> out(q.size()), lse(static_cast<std::size_t>(rows * h.heads));
   std::vector<float> d_q(q.size()), d_k(k.size()), d_v(v.size());
   attention(compute, shape, segments, q.data(), out.data(), lse.data());
-  attention_backward(compute, shape, segments, rows,
+  attention_backward(compute, shape, segments,
                      {q.data(), k.data(), v.data(), out.data(), lse.data(), d_out.data(),
                       d_q.data(), d_k.data(), d_v.data()});
   for (const Segment& segment : segments) {

@@ -28,6 +28,8 @@ template <class S, class Stored, int kRows, int kTiles, bool kPrefetch = false>
 void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::int64_t tile_stride,
                     std::int64_t k_stride, std::int64_t depth, float* c, std::int64_t c_stride,
                     std::int64_t columns, bool add) {
+  // No registers for all weights of a step beside the sums.
+  constexpr bool kTight = kTiles > 1 && kRows * kTiles + kTiles + 1 > S::kVectors;
   typename S::F sum[kRows][kTiles];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
@@ -44,13 +46,18 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
       weight[n] = load_panel<S>(from);
       if constexpr (kPrefetch)
         __builtin_prefetch(reinterpret_cast<const char*>(from) + kPanelPrefetchBytes);
-    }
+      if constexpr (kTight)  // weights one after the other
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const auto value = S::set(a_row[r][k * a.column_stride]);
-#pragma GCC unroll 4
-      for (int n = 0; n < kTiles; ++n) sum[r][n] = S::fma(value, weight[n], sum[r][n]);
+        for (int r = 0; r < kRows; ++r)
+          sum[r][n] = S::fma(S::set(a_row[r][k * a.column_stride]), weight[n], sum[r][n]);
     }
+    if constexpr (!kTight)
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const auto value = S::set(a_row[r][k * a.column_stride]);
+#pragma GCC unroll 4
+        for (int n = 0; n < kTiles; ++n) sum[r][n] = S::fma(value, weight[n], sum[r][n]);
+      }
   }
   // Unrolled, or the sums would go to the stack and back: at a depth of 16 (weak columns) or 64 (a
   // head) that shows.
@@ -87,19 +94,23 @@ void multiply_rows(const Operand& a, const Stored* b, const Panels& panels, std:
   if (row < rows) block.template operator()<1>();
 }
 
-// Few rows against 4 tiles at once: one row and two tiles are two sums, each waiting 4 cycles for
-// its own last step.
-template <class S, class Stored, int kTiles>
-void multiply_few_rows(const Operand& a, const Stored* b, const Panels& panels, std::int64_t rows,
-                       std::int64_t depth, float* c, std::int64_t c_stride, bool add) {
-  const auto block = [&]<int kRows>() {
-    multiply_block<S, Stored, kRows, kTiles, true>(a, 0, b, panels.tile_stride, panels.k_stride,
-                                                   depth, c, c_stride, 16 * kTiles, add);
+// Few rows against up to 4 tiles at once, as many as there are registers for: one row and two tiles
+// are two sums, each waiting 4 cycles for its own last step. Gives the number of columns done.
+template <class S, class Stored, int kRows>
+std::int64_t multiply_few_rows(const Operand& a, const Stored* b, const Panels& panels,
+                               std::int64_t columns, std::int64_t depth, float* c,
+                               std::int64_t c_stride, bool add) {
+  constexpr int kMost = S::kVectors >= 4 * kRows + 2 ? 4 : S::kVectors >= 2 * kRows + 2 ? 2 : 1;
+  std::int64_t column = 0;
+  const auto blocks = [&]<int kTiles>() {
+    for (; column + 16 * kTiles <= columns; column += 16 * kTiles)
+      multiply_block<S, Stored, kRows, kTiles, true>(a, 0, b + column / 16 * panels.tile_stride,
+                                                     panels.tile_stride, panels.k_stride, depth,
+                                                     c + column, c_stride, 16 * kTiles, add);
   };
-  if (rows == 4) return block.template operator()<4>();
-  if (rows == 3) return block.template operator()<3>();
-  if (rows == 2) return block.template operator()<2>();
-  block.template operator()<1>();
+  blocks.template operator()<kMost>();
+  if constexpr (kMost > 1) blocks.template operator()<kMost / 2>();
+  return column;
 }
 
 // The last panel may be shorter than 16 columns in memory: copied to a padded one first, unless the
@@ -110,16 +121,15 @@ void multiply_stored(const Operand& a, const Panels& panels, std::int64_t rows,
                      bool add) {
   const auto* b = static_cast<const Stored*>(panels.data);
   std::int64_t column = 0;
-  if constexpr (S::kMaxRowsF32 >= 8)
-    if (rows <= 4) {
-      const auto few = [&]<int kTiles>() {
-        for (; column + 16 * kTiles <= columns; column += 16 * kTiles)
-          multiply_few_rows<S, Stored, kTiles>(a, b + column / 16 * panels.tile_stride, panels,
-                                               rows, depth, c + column, c_stride, add);
-      };
-      few.template operator()<4>();
-      few.template operator()<2>();
-    }
+  if constexpr (S::kVectors > 1) {
+    const auto few = [&]<int kRows>() {
+      column = multiply_few_rows<S, Stored, kRows>(a, b, panels, columns, depth, c, c_stride, add);
+    };
+    if (rows == 4) few.template operator()<4>();
+    if (rows == 3) few.template operator()<3>();
+    if (rows == 2) few.template operator()<2>();
+    if (rows == 1) few.template operator()<1>();
+  }
   if constexpr (S::kMaxTiles >= 2)
     for (; column + 32 <= columns; column += 32)
       multiply_rows<S, Stored, 2>(a, b + column / 16 * panels.tile_stride, panels, rows, 32, depth,

@@ -16,6 +16,7 @@ struct Avx2 {
   static constexpr int kMaxRowsF32 = 6;
   static constexpr int kMaxRowsI8 = 4;
   static constexpr int kMaxTiles = 1;
+  static constexpr int kVectors = 8;            // of 16 lanes
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
 

@@ -17,6 +17,7 @@ struct Avx512 {
   static constexpr int kMaxRowsF32 = 8;  // 8 rows x 2 tiles + 2 weights + 1 broadcast, of 32
   static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
+  static constexpr int kVectors = 32;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = kWithBf16;
 

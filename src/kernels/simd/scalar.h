@@ -15,6 +15,7 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr int kMaxRowsF32 = 4;         // rows of a float tile that stay in registers
   static constexpr int kMaxRowsI8 = 1;          // nothing to keep in registers: quick to compile
+  static constexpr int kVectors = 1;            // of 16 lanes that registers hold
   static constexpr int kMaxTiles = 1;           // side by side in a product's block
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kBf16Dot = false;
