@@ -58,10 +58,14 @@ struct Stretch {
   bool mixed;
 };
 
-// How the codes of one output are multiplied, found once for all its tiles.
-struct CodePlan {
+// How one output is multiplied, found once for all its tiles: a token alone is some 2000 pieces of
+// work, each below a microsecond.
+struct Plan {
+  bool int8 = false;
+  LinearInput x;
   std::vector<Stretch> stretches;
   std::vector<GroupArrays> of_token;  // where some stretch is mixed
+  std::optional<WeakPart> beside;     // weak columns that the codes' kernel takes along
 };
 
 // From this many rows on, numbers that are loaded once for all of them outweigh a pass of their own
@@ -72,12 +76,11 @@ GroupArrays numbers_of(const MatrixView& codes) {
   return {codes.scales, codes.zeros, codes.offsets};
 }
 
-CodePlan plan_codes(const Compute& compute, const LinearOutput& output, std::int64_t tokens) {
-  CodePlan plan;
+void plan_codes(const LinearOutput& output, std::int64_t tokens, Plan& plan) {
   std::vector<Stretch>& stretches = plan.stretches;
   if (output.runs.empty()) {
     stretches.push_back({0, tokens, output.linear.codes(), false});
-    return plan;
+    return;
   }
   std::vector<Stretch> same;  // rows in a row with the same numbers
   for (const LinearRun& run : output.runs) {
@@ -87,7 +90,10 @@ CodePlan plan_codes(const Compute& compute, const LinearOutput& output, std::int
     else
       same.push_back({run.begin, run.end, codes, false});
   }
-  if (!uses_int8(compute, *output.linear.weight)) return {std::move(same), {}};
+  if (!plan.int8) {
+    stretches = std::move(same);
+    return;
+  }
   bool short_before = false;
   for (const Stretch& stretch : same) {
     const bool is_short = stretch.end - stretch.begin < kRowsAlone;
@@ -101,7 +107,6 @@ CodePlan plan_codes(const Compute& compute, const LinearOutput& output, std::int
     plan.of_token.insert(plan.of_token.end(), static_cast<std::size_t>(stretch.end - stretch.begin),
                          numbers_of(stretch.codes));
   }
-  return plan;
 }
 
 bool same_weak(const LinearView& a, const LinearView& b) {
@@ -122,12 +127,11 @@ void for_each_run(const LinearOutput& output, std::int64_t tokens, Same&& same, 
   }
 }
 
-// Weak columns that the codes' kernel takes along: those of all rows, if these are few.
-std::optional<WeakPart> weak_beside_codes(const Compute& compute, const LinearOutput& output,
-                                          const CodePlan& plan, const Activations& activations,
-                                          std::int64_t tokens) {
+// Weak columns of all rows, if these are few.
+std::optional<WeakPart> weak_beside_codes(const LinearOutput& output, const Plan& plan,
+                                          const Activations& activations, std::int64_t tokens) {
   const LinearView& view = output.runs.empty() ? output.linear : output.runs.front().linear;
-  if (tokens > kMostTokensWithWeak || view.weak == nullptr || !uses_int8(compute, *view.weight) ||
+  if (tokens > kMostTokensWithWeak || view.weak == nullptr || !plan.int8 ||
       plan.stretches.size() != 1)
     return {};
   for (const LinearRun& run : output.runs)
@@ -136,16 +140,25 @@ std::optional<WeakPart> weak_beside_codes(const Compute& compute, const LinearOu
   return WeakPart{view.weak->view(), in.weak, in.weak_stride};
 }
 
+Plan make_plan(const Compute& compute, const LinearOutput& output, const Activations& activations,
+               std::int64_t tokens) {
+  Plan plan;
+  plan.int8 = uses_int8(compute, *output.linear.weight);
+  plan.x = activations.input(output.linear);
+  plan_codes(output, tokens, plan);
+  plan.beside = weak_beside_codes(output, plan, activations, tokens);
+  return plan;
+}
+
 // Tile pairs [from, to) of one layer: codes, then weak columns.
-void linear_pairs(Compute& compute, const LinearOutput& output, const CodePlan& plan,
+void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan,
                   const Activations& activations, std::int64_t tokens, std::int64_t from,
                   std::int64_t to, bool add, int member) {
-  const LinearInput x = activations.input(output.linear);
   const std::int64_t rows = output.linear.weight->rows();
-  const auto beside = weak_beside_codes(compute, output, plan, activations, tokens);
+  const LinearInput& x = plan.x;
   for (const Stretch& stretch : plan.stretches) {
     const MatrixView& w = stretch.codes;
-    if (!uses_int8(compute, *output.linear.weight)) {
+    if (!plan.int8) {
       linear_pairs_f32(compute, w, x.values + stretch.begin * x.stride, x.stride,
                        stretch.end - stretch.begin, from, to, output.y + stretch.begin * rows, add,
                        member);
@@ -155,9 +168,9 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const CodePlan& 
       compute.kernels.linear_int8(w, x.int8, token, std::min(stretch.end, token + kTokenBlock),
                                   from * 2, std::min(to * 2, w.tiles),
                                   stretch.mixed ? plan.of_token.data() : nullptr,
-                                  beside ? &*beside : nullptr, output.y, rows, add);
+                                  plan.beside ? &*plan.beside : nullptr, output.y, rows, add);
   }
-  if (beside) return;
+  if (plan.beside || (output.linear.weak == nullptr && output.runs.empty())) return;
   for_each_run(output, tokens, same_weak,
                [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
                  if (view.weak == nullptr) return;
@@ -199,6 +212,7 @@ void gather_columns(Compute& compute, const float* x, std::int64_t width, std::i
   const auto count = static_cast<std::int64_t>(columns.size());
   compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t token = begin; token < end; ++token)
+#pragma GCC unroll 8
       for (std::int64_t i = 0; i < count; ++i)
         out[token * count + i] = x[token * width + columns[static_cast<std::size_t>(i)]];
   });
@@ -293,9 +307,9 @@ LinearInput Activations::input(const LinearView& linear) const {
 
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, bool add) {
-  std::vector<CodePlan> plans;
+  std::vector<Plan> plans;
   plans.reserve(outputs.size());
-  for (const LinearOutput& output : outputs) plans.push_back(plan_codes(compute, output, tokens));
+  for (const LinearOutput& output : outputs) plans.push_back(make_plan(compute, output, x, tokens));
   const std::int64_t pairs = all_pairs(outputs);
   compute.team.for_each(
       pairs, grain_for(compute, pairs), [&](std::int64_t begin, std::int64_t end, int member) {
