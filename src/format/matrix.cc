@@ -65,7 +65,8 @@ Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t co
   view.chunks = divide_up(columns, kChunkColumns);
   view.groups = view.chunks;
   const std::int64_t chunk_bytes = format.bits * 64;
-  matrix.codes_.resize(view.tiles * view.chunks * chunk_bytes);
+  view.tile_bytes = tile_code_bytes(view.bits, columns);  // whole chunks: blocks are of 32
+  matrix.codes_.resize(view.tiles * view.tile_bytes);
   matrix.scales_.resize(view.tiles * view.groups * kTileRows);
   if (format.offset_offset >= 0) matrix.offsets_.resize(view.tiles * view.groups * kTileRows);
   alignas(64) std::uint8_t codes[kTileRows * kChunkColumns];
@@ -87,7 +88,7 @@ Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t co
         if (format.offset_offset >= 0) matrix.offsets_[index] = offset;
       }
       pack_chunk(format.bits, codes, kChunkColumns,
-                 matrix.codes_.data() + (tile * view.chunks + chunk) * chunk_bytes);
+                 matrix.codes_.data() + tile * view.tile_bytes + chunk * chunk_bytes);
     }
   }
   matrix.set_views();

@@ -10,7 +10,8 @@
 //
 // Layout: tiles of 16 rows, so that a vector lane is an output row, and chunks of 32 columns.
 //
-//   codes    [tiles][chunks][bits * 64 bytes]   one chunk = 16 rows x 32 columns = `bits` planes
+//   codes    [tiles][chunks][bits * 64 bytes]   one chunk = 16 rows x 32 columns = `bits` planes;
+//                                               the last may be half as long (tile_code_bytes)
 //   scales   [tiles][groups][16]  f16     group = group_chunks chunks; the last may be shorter
 //   zeros    [tiles][groups][16]  f16     empty when the format has none
 //   offsets  [tiles][groups][16]  f16     empty when the format has none
@@ -25,8 +26,8 @@
 //   5 bits: as 4 bits, then one plane whose bit b holds the fifth bit of step b
 //   8 bits: plane b holds step b
 // Rows beyond the matrix have zero scales, zeros and offsets. Columns beyond it are codes of
-// zero_point; with zeros or offsets these are not weights of 0, so kernels either multiply them by
-// activations of 0 or do not look at them.
+// zero_point or, behind half a chunk, the next tile's; these are not weights of 0, so kernels
+// either multiply them by activations of 0 or do not look at them.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +44,15 @@ namespace trimpot {
 inline constexpr int kTileRows = 16;
 inline constexpr int kChunkColumns = 32;
 
+// Bytes of a tile's codes. With 4 and 8 bits the first 16 columns of a chunk are its first half:
+// where a row ends with them, the next tile begins there. 576 columns less 16 weak ones are 17 1/2
+// chunks, and decoding reads no more than these.
+inline std::int64_t tile_code_bytes(int bits, std::int64_t columns) {
+  const std::int64_t chunks = (columns + kChunkColumns - 1) / kChunkColumns;
+  const bool half = (bits == 4 || bits == 8) && (columns + 15) / 16 % 2 == 1;
+  return chunks * bits * 64 - (half ? bits * 32 : 0);
+}
+
 // kInt8: whole numbers that whoever multiplies gives their scales (keys and values).
 enum class Storage : std::uint8_t { kCodes, kF32, kF16, kBF16, kInt8 };
 
@@ -57,6 +67,7 @@ struct MatrixView {
   int group_chunks = 1;  // chunks per group
   std::int64_t tiles = 0;
   std::int64_t chunks = 0;  // per tile
+  std::int64_t tile_bytes = 0;
   std::int64_t groups = 0;  // per row
   const std::uint8_t* codes = nullptr;
   const f16* scales = nullptr;
@@ -144,7 +155,7 @@ class Matrix {
  private:
   void set_views();
   const std::uint8_t* chunk_at(std::int64_t row, std::int64_t chunk) const {
-    return view_.codes + ((row / kTileRows) * view_.chunks + chunk) * view_.bits * 64;
+    return view_.codes + row / kTileRows * view_.tile_bytes + chunk * view_.bits * 64;
   }
   MatrixView view_;
   AlignedBuffer<std::uint8_t> codes_;

@@ -91,7 +91,10 @@ Result<Matrix> Matrix::pack_groups(const GroupedView& source) {
   pack_values(source.offsets, matrix.offsets_);
 
   const std::int64_t chunk_bytes = view.bits * 64;
-  matrix.codes_.resize(view.tiles * view.chunks * chunk_bytes);
+  view.tile_bytes = tile_code_bytes(view.bits, view.columns);
+  // Whole chunks can be read of the last tile as well.
+  const std::int64_t beyond = view.chunks * chunk_bytes - view.tile_bytes;
+  matrix.codes_.resize(view.tiles * view.tile_bytes + beyond);
   const std::int64_t stride = view.chunks * kChunkColumns;
   const auto padding = static_cast<std::uint8_t>(view.zero_point);
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(kTileRows * stride), padding);
@@ -102,9 +105,10 @@ Result<Matrix> Matrix::pack_groups(const GroupedView& source) {
       unpack_row(view.bits, view.columns, source.codes.data() + (first + row) * source.row_bytes(),
                  codes.data() + row * stride);
     std::fill(codes.begin() + rows * stride, codes.end(), padding);
+    // Tiles in order: what a last chunk has beyond its half is overwritten by the next tile.
     for (std::int64_t chunk = 0; chunk < view.chunks; ++chunk)
       pack_chunk(view.bits, codes.data() + chunk * kChunkColumns, stride,
-                 matrix.codes_.data() + (tile * view.chunks + chunk) * chunk_bytes);
+                 matrix.codes_.data() + tile * view.tile_bytes + chunk * chunk_bytes);
   }
   matrix.set_views();
   return matrix;

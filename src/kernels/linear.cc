@@ -347,7 +347,7 @@ void read_ahead(Compute& compute, std::int64_t tokens, std::span<const LinearOut
                               std::min((end - first) * tile_bytes, kMostBytes));
       };
       const std::int64_t numbers = w.groups * kTileRows * 2;
-      add(w.codes, w.chunks * w.bits * 64);
+      add(w.codes, w.tile_bytes);
       add(w.scales, numbers);
       add(w.zeros, numbers);
       add(w.offsets, numbers);

@@ -18,6 +18,19 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
+const Kernels& avx512_bf16_kernels() {
+  static const Kernels table = [] {
+    Kernels k = kAvx512Kernels;
+    k.name = "avx512_bf16";
+    k.bf16_backward = true;
+    k.unpack_columns_bf16 = kAvx512Bf16Kernels.unpack_columns;
+    k.multiply_bf16 = kAvx512Bf16Kernels.multiply;
+    k.peak_bf16 = kAvx512Bf16Kernels.peak;
+    return k;
+  }();
+  return table;
+}
+
 }  // namespace
 #endif
 
@@ -30,8 +43,8 @@ std::vector<IsaInfo> list_isas() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   const bool with_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  isas.push_back({&kAvx512Bf16Kernels, kAvx512Bf16Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI, BF16",
-                  with_bf16});
+  const Kernels& best = avx512_bf16_kernels();
+  isas.push_back({&best, best.name, "AVX-512 F, BW, DQ, VL, VNNI, BF16", with_bf16});
   isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});
   isas.push_back({&kAvx2Kernels, kAvx2Kernels.name, "AVX2, FMA, F16C", avx2});
 #endif

@@ -155,8 +155,28 @@ TEST(Grouped, PaddingIsZero) {
       }
     for (std::int64_t row = 0; row < 32; ++row)
       for (std::int64_t column = row < 18 ? 70 : 0; column < 96; ++column)
-        EXPECT_EQ(matrix->code(row, column), 0);
+        if (column < 80 || (bits != 4 && bits != 8)) {
+          EXPECT_EQ(matrix->code(row, column), 0);
+        }
   }
+}
+
+// A row of at most 16 columns in its last chunk takes half of it, with 4 and 8 bits.
+TEST(Grouped, HalfChunks) {
+  EXPECT_EQ(tile_code_bytes(4, 560), 17 * 256 + 128);
+  EXPECT_EQ(tile_code_bytes(4, 561), 18 * 256);
+  EXPECT_EQ(tile_code_bytes(8, 16), 256);
+  EXPECT_EQ(tile_code_bytes(8, 1), 256);
+  EXPECT_EQ(tile_code_bytes(3, 560), 18 * 192);
+  EXPECT_EQ(tile_code_bytes(5, 560), 18 * 320);
+  for (const int bits : kBits)
+    for (const std::int64_t columns : {5, 16, 40, 48, 65}) {
+      const GroupedCodes codes = random_groups(bits, 50, columns, 32, GroupKind::kTuned, 3);
+      const auto matrix = Matrix::pack_groups(codes.view());
+      ASSERT_TRUE(matrix);
+      EXPECT_EQ(matrix->unpack_groups().codes, codes.codes) << bits << " bits, " << columns;
+      EXPECT_EQ(matrix->view().tile_bytes, tile_code_bytes(bits, columns));
+    }
 }
 
 // Blocks of GGUF are grouped codes too, with groups of 32.

@@ -115,9 +115,10 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 32}, {16, 64}, {40, 96}, {100, 160}};
 
-// Formats that allow it get columns that fill no chunk.
+// Formats that allow it get columns that fill no chunk, or no half of one.
 std::int64_t fitting(const MatrixFormat& format, std::int64_t columns) {
-  return format.column_unit == 1 ? columns - 11 : columns;
+  if (format.column_unit != 1) return columns;
+  return columns == 160 ? 140 : columns - 11;
 }
 
 // NF4's levels in int8 products: whole numbers times the f32 nearest to 1 / 112.03. Worked out

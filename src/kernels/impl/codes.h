@@ -105,7 +105,7 @@ template <class Body>
 template <class S, class C>
 void unpack_codes(const MatrixView& w, std::int64_t tile, std::int64_t chunk, bool raw,
                   typename S::F* out) {
-  const std::uint8_t* codes = w.codes + (tile * w.chunks + chunk) * (C::kBits * 64);
+  const std::uint8_t* codes = w.codes + tile * w.tile_bytes + chunk * (C::kBits * 64);
   const std::int64_t group = (tile * w.groups + chunk / w.group_chunks) * kTileRows;
   const auto scale = raw ? S::set(1.0f) : S::load(w.scales + group);
   const auto offset = raw || w.offsets == nullptr ? S::zero() : S::load(w.offsets + group);

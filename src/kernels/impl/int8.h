@@ -109,8 +109,8 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
   const Int8Block* x_row[kTokens];
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) x_row[t] = x.row(token + t);
-  const std::uint8_t* codes = w.codes + tile * w.chunks * kChunkBytes;
-  const std::int64_t tile_bytes = w.chunks * kChunkBytes;
+  const std::int64_t tile_bytes = w.tile_bytes;
+  const std::uint8_t* codes = w.codes + tile * tile_bytes;
   const std::int64_t tile_scales = w.groups * kTileRows;
   const std::uint8_t* ahead = codes + prefetch_bytes(kTiles, tile_bytes);
 
@@ -242,7 +242,7 @@ void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, st
                   std::int64_t y_stride, bool add) {
   constexpr int kMost = K::kMixed && S::kMaxRowsI8 > 4 ? 4 : S::kMaxRowsI8;
   // With many tokens the next tiles are asked for between two blocks, a part each time.
-  const std::int64_t tile_bytes = w.chunks * C::kBits * 64;
+  const std::int64_t tile_bytes = w.tile_bytes;
   const std::int64_t blocks = (end - begin) / kMost;
   const std::int64_t share = blocks > 1 ? kTiles * tile_bytes / blocks + 64 : 0;
   const std::uint8_t* ahead = w.codes + (tile + kTiles) * tile_bytes;
@@ -313,7 +313,7 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
   typename S::B code[kTiles][8];
 #pragma GCC unroll 2
   for (int n = 0; n < kTiles; ++n) {
-    const std::uint8_t* codes = w.codes + ((tile + n) * w.chunks + chunk) * (C::kBits * 64);
+    const std::uint8_t* codes = w.codes + (tile + n) * w.tile_bytes + chunk * (C::kBits * 64);
     for_each_step([&]<int kStep>() __attribute__((always_inline)) {
       code[n][kStep] = C::template bytes<S, kStep>(codes);
     });

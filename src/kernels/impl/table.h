@@ -14,16 +14,11 @@ template <class S>
 constexpr Kernels make_kernels() {
   Kernels k{};
   k.name = S::kName;
-  k.bf16_backward = S::kBf16Dot;
   k.quantize = quantize<S>;
   k.linear_int8 = linear_int8<S>;
   k.multiply = multiply<S>;
   k.unpack_tile = unpack_tile<S>;
   k.unpack_columns = unpack_columns<S>;
-  if constexpr (S::kBf16Dot) {
-    k.unpack_columns_bf16 = unpack_columns_bf16<S>;
-    k.multiply_bf16 = multiply_bf16<S>;
-  }
   k.to_bf16 = to_bf16<S>;
   k.scale_gradient_int8 = scale_gradient_int8<S>;
   k.output_sums = output_sums<S>;
@@ -46,7 +41,6 @@ constexpr Kernels make_kernels() {
   k.narrow_f16 = narrow_f16<S>;
   k.peak_f32 = peak_f32<S>;
   k.peak_int8 = peak_int8<S>;
-  if constexpr (S::kBf16Dot) k.peak_bf16 = peak_bf16<S>;
   k.read_memory = read_memory<S>;
   return k;
 }

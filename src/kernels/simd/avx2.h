@@ -18,7 +18,6 @@ struct Avx2 {
   static constexpr int kMaxTiles = 1;
   static constexpr int kVectors = 8;            // of 16 lanes
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
-  static constexpr bool kBf16Dot = false;
 
   struct F {
     __m256 low, high;

@@ -1,4 +1,5 @@
-// AVX-512 (F, BW, DQ, VL) with VNNI; kBf16Dot where the unit is compiled with AVX512_BF16.
+// AVX-512 (F, BW, DQ, VL) with VNNI; Avx512<true> in the unit that is compiled with
+// AVX512_BF16, whose inlined functions must not be mistaken for the other's.
 // Operations as in scalar.h, whose results these equal bit for bit.
 #pragma once
 
@@ -13,13 +14,12 @@ namespace trimpot {
 
 template <bool kWithBf16>
 struct Avx512 {
-  static constexpr const char* kName = kWithBf16 ? "avx512_bf16" : "avx512";
+  static constexpr const char* kName = "avx512";
   static constexpr int kMaxRowsF32 = 8;  // 8 rows x 2 tiles + 2 weights + 1 broadcast, of 32
   static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
-  static constexpr bool kBf16Dot = kWithBf16;
 
   using F = __m512;
   struct I {

@@ -18,7 +18,6 @@ struct Scalar {
   static constexpr int kVectors = 1;            // of 16 lanes that registers hold
   static constexpr int kMaxTiles = 1;           // side by side in a product's block
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
-  static constexpr bool kBf16Dot = false;
 
   struct F {
     float lane[16];
