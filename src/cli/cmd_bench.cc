@@ -265,14 +265,14 @@ Result<std::unique_ptr<TuningMethod>> make_bench_method(const BenchOptions& opti
 }
 
 // A step as `tune` does it: forward, backward, AdamW, values rounded into the weights; and the
-// forward pass with the loss alone. The backward is the difference; it computes each layer's
-// forward again, since only the layers' inputs are kept.
+// forward pass with the loss alone. The backward is the difference; it computes a part of each
+// layer's forward again (model/training_pass.h).
 Status bench_tune(const BenchOptions& options) {
   TRIMPOT_TRY(const auto engine, load_engine(options.model));
   TRIMPOT_TRY_VOID(check_length(*engine->model, options.max_seq_length));
   TRIMPOT_TRY(const auto method, make_bench_method(options, *engine));
   Parameters& parameters = method->parameters();
-  TrainingPass pass(engine->compute, *engine->model);
+  TrainingPass pass(engine->compute, *engine->model, {}, parameters.size());
   TrainingBatch batch;
   batch.tokens = random_tokens(*engine->model, options.max_seq_length);
   batch.learned.assign(batch.tokens.size(), 1);
@@ -285,7 +285,7 @@ Status bench_tune(const BenchOptions& options) {
     return {};
   };
   const auto whole_step = [&]() -> Status {
-    std::fill_n(parameters.gradient.data(), parameters.size(), 0.0f);
+    clear(engine->compute, parameters.gradient.data(), parameters.size());
     method->begin_pass(++step);
     TRIMPOT_TRY_VOID(pass.run(batch, weight, &method->sink()));
     constexpr std::int64_t kSlice = 16384;

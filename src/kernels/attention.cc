@@ -259,20 +259,28 @@ void add_shares(Compute& compute, const AttentionShape& shape, const Block& keys
 
 }  // namespace
 
+std::int64_t attention_backward_size(const AttentionShape& shape,
+                                     std::span<const Segment> segments) {
+  std::int64_t size = 0;
+  for (const Segment& segment : segments) {
+    size += round_up(segment.count, kKeyLanes) * shape.kv_width();
+    for (const BackwardUnit& unit : backward_units(shape, segment))
+      size += 2 * unit.end * shape.head_dim;
+  }
+  return size;
+}
+
 void attention_backward(Compute& compute, const AttentionShape& shape,
                         std::span<const Segment> segments, const AttentionGradients& g) {
   const std::int64_t dim = shape.head_dim;
   std::vector<BackwardUnit> units;
   std::vector<BackwardSegment> shared;
-  std::int64_t keys = 0, shares = 0;
   for (const Segment& segment : segments) {
     const std::vector<BackwardUnit> own = backward_units(shape, segment);
     shared.push_back({nullptr, units.size(), units.size() + own.size()});
     units.insert(units.end(), own.begin(), own.end());
-    keys += round_up(segment.count, kKeyLanes);
-    for (const BackwardUnit& unit : own) shares += unit.end * dim;
   }
-  float* memory = compute.shared(Compute::kHeadParts, keys * shape.kv_width() + 2 * shares);
+  float* memory = g.memory;
   std::vector<float*> lanes;
   for (std::size_t i = 0; i < segments.size(); ++i) {
     shared[i].value_lanes = lanes.emplace_back(memory);

@@ -95,7 +95,10 @@ struct AttentionGradients {
   float* d_q;
   float* d_k;
   float* d_v;
+  float* memory;  // attention_backward_size() floats
 };
+std::int64_t attention_backward_size(const AttentionShape& shape,
+                                     std::span<const Segment> segments);
 void attention_backward(Compute& compute, const AttentionShape& shape,
                         std::span<const Segment> segments, const AttentionGradients& g);
 

@@ -41,15 +41,7 @@ class Compute {
     return rounded_.data();
   }
   // At least `count` floats shared by all members during one operation; contents do not outlive it.
-  enum Shared {
-    kHeadParts,
-    kReordered,
-    kLowRankInput,
-    kLowRankInner,
-    kLowRankGradient,
-    kScores,
-    kSharedCount
-  };
+  enum Shared { kReordered, kLowRankInput, kLowRankInner, kLowRankGradient, kScores, kSharedCount };
   float* shared(Shared which, std::size_t count) {
     shared_[which].reserve(count);
     return shared_[which].data();

@@ -20,12 +20,15 @@ LayerGradients::LayerGradients(const ModelConfig& config, std::int64_t rows, flo
   d_q = take(config.attention.q_width());
   d_k = take(config.attention.kv_width());
   d_v = take(config.attention.kv_width());
+  in_attention = memory;
 }
 
-std::int64_t LayerGradients::size(const ModelConfig& config, std::int64_t rows) {
+std::int64_t LayerGradients::size(const ModelConfig& config, std::int64_t rows,
+                                  std::span<const Segment> segments) {
   const std::int64_t q_width = config.attention.q_width(), kv_width = config.attention.kv_width();
   return whole_lines(rows * config.feed_forward) + whole_lines(rows * config.hidden) +
-         2 * whole_lines(rows * q_width) + 2 * whole_lines(rows * kv_width);
+         2 * whole_lines(rows * q_width) + 2 * whole_lines(rows * kv_width) +
+         attention_backward_size(config.attention, segments);
 }
 
 void layer_backward(Compute& compute, const ModelConfig& config, const LayerWeights& weights,
@@ -54,9 +57,10 @@ void layer_backward(Compute& compute, const ModelConfig& config, const LayerWeig
 
   // middle = x + o_proj(attention(q, k, v))
   back(kO, a.attention_out, {a.middle.data(), x}, dy, g.d_attention_out);
-  attention_backward(compute, config.attention, segments,
-                     {a.q.data(), a.k.data(), a.v.data(), a.attention_out.values(),
-                      a.log_sum_exp.data(), g.d_attention_out, g.d_q, g.d_k, g.d_v});
+  attention_backward(
+      compute, config.attention, segments,
+      {a.q.data(), a.k.data(), a.v.data(), a.attention_out.values(), a.log_sum_exp.data(),
+       g.d_attention_out, g.d_q, g.d_k, g.d_v, g.in_attention});
   // Gradients, and outputs where they are asked for, of q and k before they were turned.
   const auto turn_back = [&](LinearIndex kind, std::int64_t heads, float* d, float* output) {
     rope.rotate(compute, config, rows, heads, -1.0f, d);

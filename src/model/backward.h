@@ -26,10 +26,12 @@ struct LayerGradients {
   float* d_normed;            // [rows, hidden]
   float* d_attention_out;     // [rows, q_width]
   float *d_q, *d_k, *d_v;     // [rows, q_width | kv_width]
+  float* in_attention;        // attention_backward()'s own
 
-  // `memory` holds size(config, rows) floats, on a boundary of 64 bytes.
+  // `memory` holds size() floats, on a boundary of 64 bytes.
   LayerGradients(const ModelConfig& config, std::int64_t rows, float* memory);
-  static std::int64_t size(const ModelConfig& config, std::int64_t rows);
+  static std::int64_t size(const ModelConfig& config, std::int64_t rows,
+                           std::span<const Segment> segments);
 };
 
 // One layer: dy [rows, hidden] (the gradient of the layer's output) becomes the gradient of its

@@ -3,18 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace trimpot {
 namespace {
 
 constexpr std::int64_t kLogitBytes = 12 << 20;  // logits that are in memory at a time
 
-// q, k, v and attention's output of a token.
-std::int64_t kept_width(const AttentionShape& shape) {
-  return 2 * (shape.q_width() + shape.kv_width());
-}
-
 }  // namespace
+
+bool keeps_queries(std::size_t learned_values, std::size_t weight_bytes) {
+  return learned_values <= weight_bytes / 32;
+}
 
 std::int64_t count_predictions(const TrainingBatch& batch) {
   std::int64_t count = 0, first = 0;
@@ -49,7 +49,7 @@ void TrainingPass::prepare(const TrainingBatch& batch, bool with_gradients) {
   keeps_attention_ = compute_.precision == Precision::kDefault;
   if (keeps_attention_) {
     const std::int64_t kept_rows = (kept - 2) * rows_;  // the last layer's are still there
-    kept_attention_.reserve(kept_rows * kept_width(config.attention));
+    kept_attention_.reserve(kept_rows * kept_width());
     kept_sums_.reserve(kept_rows * config.attention.heads);
   }
   dx_.reserve(rows_ * config.hidden);
@@ -176,13 +176,18 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
 std::array<TrainingPass::Kept, 4> TrainingPass::kept(std::size_t layer) {
   const std::int64_t q_width = model_.config.attention.q_width();
   const std::int64_t kv_width = model_.config.attention.kv_width();
-  f16* at = kept_attention_.data() +
-            static_cast<std::int64_t>(layer) * rows_ * kept_width(model_.config.attention);
+  f16* at = kept_attention_.data() + static_cast<std::int64_t>(layer) * rows_ * kept_width();
   LayerActivations& a = activations_;
-  return {Kept{a.q.data(), q_width, at},
-          Kept{a.attention_out.values(), q_width, at + rows_ * q_width},
-          Kept{a.k.data(), kv_width, at + 2 * rows_ * q_width},
-          Kept{a.v.data(), kv_width, at + rows_ * (2 * q_width + kv_width)}};
+  const auto next = [&](float* values, std::int64_t width) {
+    return Kept{values, width, std::exchange(at, at + rows_ * width)};
+  };
+  return {next(a.attention_out.values(), q_width), next(a.k.data(), kv_width),
+          next(a.v.data(), kv_width), next(a.q.data(), keeps_queries_ ? q_width : 0)};
+}
+
+std::int64_t TrainingPass::kept_width() const {
+  const AttentionShape& shape = model_.config.attention;
+  return shape.q_width() * (keeps_queries_ ? 2 : 1) + 2 * shape.kv_width();
 }
 
 void TrainingPass::keep_attention(std::size_t layer) {
@@ -227,10 +232,14 @@ void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
   const LayerView view(weights);
   LayerActivations& a = activations_;
   attention_norm(compute_, config, view, rows_, x, a);
-  a.attention_in.prepare(
-      compute_, rows_,
-      std::array{view.output(kQ, nullptr), view.output(kK, nullptr), view.output(kV, nullptr)},
-      rounded);
+  const LinearOutput queries = view.output(kQ, a.q.data());
+  a.attention_in.prepare(compute_, rows_,
+                         std::array{queries, view.output(kK, nullptr), view.output(kV, nullptr)},
+                         rounded || !keeps_queries_);
+  if (!keeps_queries_) {
+    linear(compute_, a.attention_in, rows_, {&queries, 1});
+    rope_.rotate(compute_, config, rows_, config.attention.heads, 1.0f, a.q.data());
+  }
   restore_attention(layer);
   attention_output(compute_, config, view, rows_, x, a);
   feed_forward(compute_, config, view, rows_, a);
@@ -238,7 +247,7 @@ void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
 }
 
 void TrainingPass::backward(const GradientSink& sink) {
-  logits_.reserve(LayerGradients::size(model_.config, rows_));
+  logits_.reserve(LayerGradients::size(model_.config, rows_, rows_of_.segments));
   const LayerGradients gradients(model_.config, rows_, logits_.data());
   for (std::size_t layer = model_.layers.size(); layer-- > 0;) {
     const LayerWeights& weights = model_.layers[layer];

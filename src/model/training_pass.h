@@ -39,10 +39,18 @@ struct Teacher {
   double weight = 1.0;
 };
 
+// Queries are kept as well where what learns takes little memory, at 16 bytes a value: half of the
+// weights' at most.
+bool keeps_queries(std::size_t learned_values, std::size_t weight_bytes);
+
 class TrainingPass {
  public:
-  TrainingPass(Compute& compute, const Model& model, Teacher teacher = {})
-      : compute_(compute), model_(model), teacher_(teacher) {}
+  TrainingPass(Compute& compute, const Model& model, Teacher teacher = {},
+               std::size_t learned_values = 0)
+      : compute_(compute),
+        model_(model),
+        teacher_(teacher),
+        keeps_queries_(keeps_queries(learned_values, model.weight_bytes())) {}
 
   // Adds up the loss; with a sink also the gradients of weight * (sum of losses).
   // Errors: a token outside the vocabulary, a loss that is not finite.
@@ -64,6 +72,7 @@ class TrainingPass {
     f16* halves;
   };
   std::array<Kept, 4> kept(std::size_t layer);
+  std::int64_t kept_width() const;  // of all four
   // Queries, keys, values, attention's output and log-sum-exp of a layer, from and to activations_;
   // keys and values to the caches too.
   void keep_attention(std::size_t layer);
@@ -78,6 +87,7 @@ class TrainingPass {
   Compute& compute_;
   const Model& model_;
   Teacher teacher_;
+  const bool keeps_queries_;
   std::int64_t rows_ = 0;
   std::vector<KeyValues> caches_;  // one per sequence, reused by all layers
   Batch rows_of_;                  // tokens and segments
@@ -85,7 +95,7 @@ class TrainingPass {
   LayerActivations activations_;
   AlignedBuffer<float> checkpoints_;  // [layers + 1, rows, hidden], or [1, rows, hidden]
   bool keeps_attention_ = false;
-  AlignedBuffer<f16> kept_attention_;  // [layers - 1][q, out, k, v][rows, width]
+  AlignedBuffer<f16> kept_attention_;  // [layers - 1][out, k, v, q][rows, width]
   AlignedBuffer<float> kept_sums_;     // log-sum-exp, [layers - 1, rows, heads]
   AlignedBuffer<float> dx_;            // [rows, hidden]
   AlignedBuffer<float> logits_;        // then a layer's gradients

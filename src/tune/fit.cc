@@ -4,6 +4,7 @@
 #include <bit>
 #include <optional>
 
+#include "model/training_pass.h"
 #include "model/weights.h"
 #include "tune/fit_sizes.h"
 
@@ -111,7 +112,7 @@ std::int64_t shared_bytes(const std::vector<RunLinear>& linears, const FitOption
 
 void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
                 const FitOptions& options, std::int64_t rows, std::int64_t forward_rows,
-                Items& items) {
+                bool queries, Items& items) {
   const ModelConfig& c = shapes.config;
   const std::int64_t q = c.attention.q_width(), kv = c.attention.kv_width();
   const Precision precision = options.precision;
@@ -119,12 +120,13 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
             sum(floats(product({c.layers + 1, rows}), c.hidden), floats(rows, c.hidden)),
             fmt::format("{} x {} tokens x {} x 4 bytes, kept for the backward pass", c.layers + 1,
                         rows, c.hidden));
+  const std::int64_t kept = q * (queries ? 2 : 1) + 2 * kv;
   if (precision == Precision::kDefault)  // TrainingPass::keep_attention
     items.add("attention's inputs and outputs",
-              sum(buffer(product({c.layers - 1, rows, 2 * (q + kv), 2})),
+              sum(buffer(product({c.layers - 1, rows, kept, 2})),
                   floats(product({c.layers - 1, rows}), c.attention.heads)),
               fmt::format("{} x {} tokens x {} x 2 bytes, kept for the backward pass", c.layers - 1,
-                          rows, 2 * (q + kv)));
+                          rows, kept));
   items.add(
       "one layer, forward", forward_bytes(c, linears, precision, forward_rows),
       precision == Precision::kF32 ? "its activations" : "its activations and their int8 form");
@@ -148,12 +150,8 @@ std::int64_t cache_bytes(const ModelConfig& c, const FitOptions& options, std::i
 void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
                    const FitOptions& options, std::int64_t rows, Items& items) {
   const ModelConfig& c = shapes.config;
-  const std::int64_t dim = c.attention.head_dim;
   const std::int64_t keys = round_up(options.max_seq_length, 16);
-  // The keys' and values' gradients of each head, those of its first two thirds of queries apart.
-  const std::int64_t shares = product({2, c.attention.heads, rows + rows * 2 / 3, dim, 4});
-  const std::int64_t lanes = product({round_up(rows, 16), c.attention.kv_width(), 4});
-  const std::int64_t bytes = sum(cache_bytes(c, options, rows), buffer(sum(shares, lanes)));
+  const std::int64_t bytes = cache_bytes(c, options, rows);
   // A thread's scratch memory is as large as its largest user: attention_backward's two blocks of
   // 32 rows of scores, linear_backward's panel, on the f32 path unpacked tiles, and
   // a row of logits with a teacher.
@@ -165,8 +163,8 @@ void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
     scratch = std::max(scratch, product({2 * kTileRows, round_up(columns, 32)}));
   if (options.teacher != nullptr) scratch = std::max(scratch, c.vocabulary);
   items.add("attention", sum(bytes, product({options.threads, buffer(product({scratch, 4}))})),
-            fmt::format("keys, values and their gradients per head; scratch memory of {} thread{}",
-                        options.threads, options.threads == 1 ? "" : "s"));
+            fmt::format("keys and values; scratch memory of {} thread{}", options.threads,
+                        options.threads == 1 ? "" : "s"));
 }
 
 std::int64_t head_rows(const ModelConfig& c) {
@@ -186,8 +184,13 @@ void add_head(const Shapes& shapes, const FitOptions& options, std::int64_t rows
   const ModelConfig& c = shapes.config;
   const std::int64_t step = head_rows(c);
   const AttentionShape& shape = c.attention;
-  const std::int64_t layer = product(  // LayerGradients
-      {rows, c.feed_forward + c.hidden + 2 * (shape.q_width() + shape.kv_width()), 4});
+  // LayerGradients; keys and values have one for each head, and one for the first two thirds of its
+  // queries.
+  const std::int64_t shares = product({2, shape.heads, rows + rows * 2 / 3, shape.head_dim, 4});
+  const std::int64_t lanes = product({round_up(rows, 16), shape.kv_width(), 4});
+  const std::int64_t layer =
+      sum(product({rows, c.feed_forward + c.hidden + 2 * (shape.q_width() + shape.kv_width()), 4}),
+          sum(shares, lanes));
   const std::int64_t logits = product({std::min(step, rows), c.vocabulary, 4});
   std::int64_t bytes = sum(buffer(std::max(layer, logits)),
                            sum(3 * floats(step, c.hidden), head_bytes(shapes, options.precision)));
@@ -251,9 +254,11 @@ Result<Estimate> estimate(const Files& files, const FitOptions& options) {
   std::vector<RunLinear> linears = shapes.linears;
   prepare_linears(options.tuning, linears);
   Items items;
-  items.add("weights", weight_bytes(shapes, linears), "as they are packed for the kernels");
+  const std::int64_t weights = weight_bytes(shapes, linears);
+  items.add("weights", weights, "as they are packed for the kernels");
   add_method(size, shapes, options, items);
-  add_layers(shapes, linears, options, rows, most, items);
+  add_layers(shapes, linears, options, rows, most,
+             keeps_queries(size.padded, static_cast<std::size_t>(weights)), items);
   add_attention(shapes, linears, options, rows, items);
   add_head(shapes, options, most, items);
   if (files.teacher) add_teacher(*files.teacher, options, most, items);

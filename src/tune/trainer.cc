@@ -26,7 +26,7 @@ Trainer::Trainer(Compute& compute, Model& model, TuningMethod& method, const Exa
       identity_(std::move(identity)),
       split_(std::move(split)),
       plan_(std::move(plan)),
-      pass_(compute, model, options.teacher),
+      pass_(compute, model, options.teacher, method.parameters().size()),
       total_steps_(total_steps) {}
 
 Result<Trainer> Trainer::create(Compute& compute, Model& model, TuningMethod& method,

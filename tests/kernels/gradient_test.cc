@@ -306,9 +306,10 @@ void test_attention(Compute& compute, const AttentionCase& test, WorstError& use
   std::vector<float> out(q.size()), lse(static_cast<std::size_t>(rows * h.heads));
   std::vector<float> d_q(q.size()), d_k(k.size()), d_v(v.size());
   attention(compute, shape, segments, q.data(), out.data(), lse.data());
+  std::vector<float> memory(static_cast<std::size_t>(attention_backward_size(shape, segments)));
   attention_backward(compute, shape, segments,
                      {q.data(), k.data(), v.data(), out.data(), lse.data(), d_out.data(),
-                      d_q.data(), d_k.data(), d_v.data()});
+                      d_q.data(), d_k.data(), d_v.data(), memory.data()});
   for (const Segment& segment : segments) {
     const auto part = [&](const std::vector<float>& values, std::int64_t width) {
       return std::span(values).subspan(segment.row * width, segment.count * width);

@@ -337,7 +337,7 @@ TEST_P(ModelGradient, LayerInputs) {
     rope.fill(model, batch);
     LayerActivations a;
     a.allocate(model.config, rows);
-    AlignedBuffer<float> memory(LayerGradients::size(model.config, rows));
+    AlignedBuffer<float> memory(LayerGradients::size(model.config, rows, batch.segments));
     const LayerGradients g(model.config, rows, memory.data());
     std::vector<float> y(x.size()), d_x = d_y;
     layer_forward(compute, model.config, model.layers[1], batch.segments, rope, rows, x.data(), a,
