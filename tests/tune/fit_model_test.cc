@@ -36,7 +36,7 @@ void expect_peak(const std::string& name) {
   how.method = name;
   const auto method = make_method(compute, **model, how);
   ASSERT_TRUE(method) << method.error().message;
-  TrainingPass pass(compute, **model);
+  TrainingPass pass(compute, **model, {}, (*method)->parameters().size());
   TrainingBatch batch;
   const CounterRng random(1, 0);
   for (std::uint64_t i = 0; i < 512; ++i)
