@@ -335,10 +335,12 @@ void test_attention(Compute& compute, const AttentionCase& test, WorstError& use
 }
 
 // Catches: keys that leak over from the neighbour, a causal mask off by one, heads that read
-// another group's keys, blocks of queries (16 forward, 64 backward) that do not meet.
+// another group's keys, blocks of queries (16 forward, 32 backward) that do not meet, and from 128
+// tokens on the shares of a head's two units.
 TEST_P(Production, Attention) {
   WorstError used("tolerance_used");
-  const std::vector<std::vector<std::int64_t>> batches{{1}, {70}, {2, 1, 17, 64, 3}, {16, 65, 15}};
+  const std::vector<std::vector<std::int64_t>> batches{
+      {1}, {70}, {2, 1, 17, 64, 3}, {16, 65, 15}, {3, 128, 147}};
   for (const ref::Heads& heads : {ref::Heads{3, 1, 20}, ref::Heads{12, 4, 8}, ref::Heads{2, 2, 16},
                                   ref::Heads{3, 3, 40}, ref::Heads{9, 3, 64}, ref::Heads{1, 1, 6}})
     for (const auto& lengths : batches) {
