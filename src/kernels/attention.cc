@@ -168,7 +168,7 @@ struct BackwardUnit {
 
 // What the units of one segment share.
 struct BackwardSegment {
-  const float* value_lanes;     // [kv_heads][keys / 16][head_dim][16], zero beyond the last key
+  float* value_lanes;           // [kv_heads][keys / 16][head_dim][16], zero beyond the last key
   std::size_t first_unit, end;  // the same heads next to each other
 };
 
@@ -281,9 +281,8 @@ void attention_backward(Compute& compute, const AttentionShape& shape,
     units.insert(units.end(), own.begin(), own.end());
   }
   float* memory = g.memory;
-  std::vector<float*> lanes;
   for (std::size_t i = 0; i < segments.size(); ++i) {
-    shared[i].value_lanes = lanes.emplace_back(memory);
+    shared[i].value_lanes = memory;
     memory += round_up(segments[i].count, kKeyLanes) * shape.kv_width();
   }
   for (BackwardUnit& unit : units) {
@@ -299,7 +298,7 @@ void attention_backward(Compute& compute, const AttentionShape& shape,
   compute.team.for_each(count, 2, [&](std::int64_t tile, std::int64_t end, int) {
     for (; tile < end; ++tile) {
       const Block& block = tiles[static_cast<std::size_t>(tile)];
-      fill_value_lanes(shape, block, g.v, lanes[index(block.segment)]);
+      fill_value_lanes(shape, block, g.v, shared[index(block.segment)].value_lanes);
     }
   });
   compute.team.for_each(
