@@ -100,6 +100,39 @@ template <class Body>
   body.template operator()<7>();
 }
 
+// Calls body.template operator()<pass, step, first>() for all that a product takes of a chunk of
+// codes of kBits bits, pass by pass, or `kTogether`: step by step, where the sums of all passes fit
+// the registers. `first`: the step begins its pass's sums.
+template <class S, int kBits, bool kTogether, class Body>
+[[gnu::always_inline]] inline void for_each_part(Body&& body) {
+  constexpr int kPasses = S::template kPasses<kBits>;
+  const auto part = [&]<int kPass, int kStep>() __attribute__((always_inline)) {
+    if constexpr (kPass < kPasses && S::template takes<kBits, kPass>(kStep))
+      body.template
+      operator()<kPass, kStep, kStep == 0 || !S::template takes<kBits, kPass>(kStep - 1)>();
+  };
+  for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+    part.template operator()<0, kStep>();
+    if constexpr (kTogether) part.template operator()<1, kStep>();
+  });
+  if constexpr (kTogether || kPasses == 1) return;
+  // Or GCC would keep the first pass's 32 broadcasts of activations on the stack for the second.
+  asm volatile("" ::: "memory");
+  for_each_step([&]<int kStep>()
+                    __attribute__((always_inline)) { part.template operator()<1, kStep>(); });
+}
+
+// The sums over whole codes, from those of the passes.
+template <class S, int kBits, int kTokens, int kTiles>
+[[gnu::always_inline]] inline typename S::I sum_passes(
+    const typename S::I (&sum)[S::template kPasses<kBits>][kTokens][kTiles], int token, int tile) {
+  const auto first = S::template total<kBits, 0>(sum[0][token][tile]);
+  if constexpr (S::template kPasses<kBits> == 1)
+    return first;
+  else
+    return S::add(first, S::template total<kBits, 1>(sum[1][token][tile]));
+}
+
 // The 16 rows of a tile in 32 columns as floats: out[column] has one lane per row.
 // `raw` gives level - zero_point, otherwise the weight.
 template <class S, class C>

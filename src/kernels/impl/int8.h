@@ -133,30 +133,29 @@ void linear_block(const MatrixView& w, const Int8View& x, std::int64_t token, st
 #pragma GCC unroll 8
             for (int line = 0; line < C::kBits; ++line)
               __builtin_prefetch(ahead + n * tile_bytes + chunk * kChunkBytes + 64 * line);
-      typename S::I dot[kTokens][kTiles];
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t)
-#pragma GCC unroll 4
-        for (int n = 0; n < kTiles; ++n) dot[t][n] = S::zero_int();
-      for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+      typename S::I dot[S::template kPasses<C::kByteBits>][kTokens][kTiles];
+      const auto multiply = [&]<int kPass, int kStep, bool kFirst>()
+          __attribute__((always_inline)) {
         typename S::B code[kTiles];
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n)
-          code[n] = C::template bytes<S, kStep>(codes + n * tile_bytes + chunk * kChunkBytes);
+          code[n] = S::template part<C::kByteBits, kPass>(
+              C::template bytes<S, kStep>(codes + n * tile_bytes + chunk * kChunkBytes));
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) {
           const auto four = S::broadcast4(x_row[t][chunk].codes + 4 * kStep);
 #pragma GCC unroll 4
           for (int n = 0; n < kTiles; ++n)
-            dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n], four);
+            dot[kPass][t][n] = S::dot(kFirst ? S::zero_int() : dot[kPass][t][n], code[n], four);
         }
-      });
+      };
+      for_each_part<S, C::kByteBits, (kTokens <= 2)>(multiply);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
         const auto x_scale = S::set(x_row[t][chunk].scale);
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n) {
-          typename S::I product = S::template total<C::kByteBits>(dot[t][n]);
+          typename S::I product = sum_passes<S, C::kByteBits>(dot, t, n);
           if constexpr (K::kShift == Shift::kConstant)
             product = S::sub(product, S::set_int(C::zero_point(w) * x_row[t][chunk].sum));
           part[t][n] = S::fma(S::to_float(product), x_scale, part[t][n]);
@@ -326,26 +325,24 @@ void scale_gradient_chunk(const MatrixView& w, const Int8View& x, const float* d
 #pragma GCC unroll 4
     for (int t = 0; t < kCount; ++t) block[t] = x.row(token + t) + chunk;
     const float* dy = dy_panel + (token - begin) * kTiles * kTileRows;
-    typename S::I dot[kCount][kTiles];
-#pragma GCC unroll 4
-    for (int t = 0; t < kCount; ++t)
-#pragma GCC unroll 2
-      for (int n = 0; n < kTiles; ++n) dot[t][n] = S::zero_int();
-#pragma GCC unroll 8
-    for (int step = 0; step < 8; ++step)
+    typename S::I dot[S::template kPasses<C::kByteBits>][kCount][kTiles];
+    const auto multiply = [&]<int kPass, int kStep, bool kFirst>() __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int t = 0; t < kCount; ++t) {
-        const auto four = S::broadcast4(block[t]->codes + 4 * step);
+        const auto four = S::broadcast4(block[t]->codes + 4 * kStep);
 #pragma GCC unroll 2
         for (int n = 0; n < kTiles; ++n)
-          dot[t][n] = S::template dot<C::kByteBits>(dot[t][n], code[n][step], four);
+          dot[kPass][t][n] = S::dot(kFirst ? S::zero_int() : dot[kPass][t][n],
+                                    S::template part<C::kByteBits, kPass>(code[n][kStep]), four);
       }
+    };
+    for_each_part<S, C::kByteBits, (kCount <= 2)>(multiply);
 #pragma GCC unroll 4
     for (int t = 0; t < kCount; ++t) {
 #pragma GCC unroll 2
       for (int n = 0; n < kTiles; ++n) {
         const auto d = S::load(dy + (t * kTiles + n) * kTileRows);
-        auto product = S::template total<C::kByteBits>(dot[t][n]);
+        auto product = sum_passes<S, C::kByteBits>(dot, t, n);
         if constexpr (!kShifts)
           product = S::sub(product, S::set_int(C::zero_point(w) * block[t]->sum));
         scale_sum[n] =

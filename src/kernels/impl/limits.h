@@ -37,7 +37,7 @@ float peak_int8(std::int64_t rounds, float start) {
     // Never the same twice, or the product of AVX2 would be taken out of the loop.
     const auto weights = S::load_bytes(reinterpret_cast<const std::uint8_t*>(codes) + round % 64);
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::template dot<4>(sum[i], weights, four);
+    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::dot(sum[i], weights, four);
   }
   auto total = S::to_float(sum[0]);
   for (int i = 1; i < kChains<S>; ++i) total = S::add(total, S::to_float(sum[i]));
@@ -68,7 +68,7 @@ float read_memory(const std::uint8_t* data, std::int64_t bytes) {
     d = S::bit_or(d, S::load_bytes(data + at + 192));
   }
   const auto all = S::bit_or(S::bit_or(a, b), S::bit_or(c, d));
-  return S::sum(S::to_float(S::template total<4>(S::template dot<4>(S::zero_int(), all, all))));
+  return S::sum(S::to_float(S::template total<4, 0>(S::dot(S::zero_int(), all, all))));
 }
 
 }  // namespace trimpot::impl

@@ -18,6 +18,8 @@ struct Avx2 {
   static constexpr int kMaxTiles = 1;
   static constexpr int kVectors = 8;            // of 16 lanes
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
+  template <int kBits>
+  static constexpr int kPasses = kBits > 4 ? 2 : 1;
 
   struct F {
     __m256 low, high;
@@ -121,6 +123,9 @@ struct Avx2 {
   static I set_int(std::int32_t value) {
     return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)};
   }
+  static I add(I a, I b) {
+    return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+  }
   static I sub(I a, I b) {
     return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
   }
@@ -181,33 +186,27 @@ struct Avx2 {
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
     return {_mm256_shuffle_epi8(entries, a.low), _mm256_shuffle_epi8(entries, a.high)};
   }
-  // 16 bits hold 8 sums of 2 products of up to 4 bits, 8 * 2 * 15 * 127 = 30480: 32-bit lanes are
-  // made once per chunk. With wider codes they are made at every step.
-  template <int kBits>
-  static I dot(I acc, B codes, B activations) {
-    const auto half = [](__m256i sum, __m256i u8, __m256i s8) {
-      const __m256i ones = _mm256_set1_epi16(1);
-      if constexpr (kBits <= 4) {
-        return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u8, s8));
-      } else if constexpr (kBits == 5) {  // 2 * 31 * 127 fits in 16 bits
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u8, s8), ones));
-      } else {  // 2 * 255 * 127 does not: the nibbles separately
-        const __m256i mask = _mm256_set1_epi8(0x0f);
-        const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(u8, mask), s8);
-        const __m256i high =
-            _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(u8, 4), mask), s8);
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
-      }
-    };
-    return {half(acc.low, codes.low, activations.low),
-            half(acc.high, codes.high, activations.high)};
+  // 16 bits hold 8 sums of 2 products of up to 4 bits, 8 * 2 * 15 * 127 = 30480, or 4 of 5 bits,
+  // 4 * 2 * 31 * 127 = 31496: 32-bit lanes are made once per pass. 8 bits are two passes of 4.
+  template <int kBits, int kPass>
+  static constexpr bool takes(int step) {
+    return kBits != 5 || step / 4 == kPass;
   }
-  template <int kBits>
+  template <int kBits, int kPass>
+  static B part(B codes) {
+    if constexpr (kBits != 8) return codes;
+    return kPass == 0 ? low_nibbles(codes) : high_nibbles(codes);
+  }
+  static I dot(I acc, B codes, B activations) {
+    return {
+        _mm256_add_epi16(acc.low, _mm256_maddubs_epi16(codes.low, activations.low)),
+        _mm256_add_epi16(acc.high, _mm256_maddubs_epi16(codes.high, activations.high)),
+    };
+  }
+  template <int kBits, int kPass>
   static I total(I acc) {
-    if constexpr (kBits > 4) return acc;
-    const __m256i ones = _mm256_set1_epi16(1);
-    return {_mm256_madd_epi16(acc.low, ones), _mm256_madd_epi16(acc.high, ones)};
+    const __m256i weight = _mm256_set1_epi16(kBits == 8 && kPass == 1 ? 16 : 1);
+    return {_mm256_madd_epi16(acc.low, weight), _mm256_madd_epi16(acc.high, weight)};
   }
   template <int kByte>
   static F byte_to_float(B a) {

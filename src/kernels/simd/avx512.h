@@ -20,6 +20,8 @@ struct Avx512 {
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
+  template <int kBits>
+  static constexpr int kPasses = 1;
 
   using F = __m512;
   struct I {
@@ -96,6 +98,7 @@ struct Avx512 {
 
   static I zero_int() { return {_mm512_setzero_si512()}; }
   static I set_int(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
+  static I add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
   static I sub(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
   static std::int32_t store_int8(std::int8_t* to, F a, F b) {
@@ -133,11 +136,18 @@ struct Avx512 {
     const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), a.v)};
   }
-  template <int kBits>
+  template <int kBits, int kPass>
+  static constexpr bool takes(int) {
+    return true;
+  }
+  template <int kBits, int kPass>
+  static B part(B codes) {
+    return codes;
+  }
   static I dot(I acc, B codes, B activations) {
     return {_mm512_dpbusd_epi32(acc.v, codes.v, activations.v)};
   }
-  template <int kBits>
+  template <int kBits, int kPass>
   static I total(I acc) {
     return acc;
   }

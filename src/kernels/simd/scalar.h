@@ -18,6 +18,9 @@ struct Scalar {
   static constexpr int kVectors = 1;            // of 16 lanes that registers hold
   static constexpr int kMaxTiles = 1;           // side by side in a product's block
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
+  // In how many passes a chunk of codes of kBits bits is multiplied.
+  template <int kBits>
+  static constexpr int kPasses = 1;
 
   struct F {
     float lane[16];
@@ -126,6 +129,10 @@ struct Scalar {
     for (auto& lane : out.lane) lane = value;
     return out;
   }
+  static I add(I a, I b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
   static I sub(I a, I b) {
     for (int i = 0; i < 16; ++i) a.lane[i] -= b.lane[i];
     return a;
@@ -181,9 +188,17 @@ struct Scalar {
     for (auto& byte : a.byte) byte = table[byte];
     return a;
   }
-  // acc[i] += sum over 4 bytes of u8 codes * s8 activations, which are -127 .. 127. kBits bounds
-  // the codes. At most the 8 steps of a chunk are added up, and read through total() alone.
-  template <int kBits>
+  // Whether pass kPass over codes of kBits bits has a part of this step's, and which.
+  template <int kBits, int kPass>
+  static constexpr bool takes(int) {
+    return true;
+  }
+  template <int kBits, int kPass>
+  static B part(B codes) {
+    return codes;
+  }
+  // acc[i] += sum over 4 bytes of u8 parts of codes * s8 activations, which are -127 .. 127. At
+  // most the steps of a pass are added up, and read through total() alone.
   static I dot(I acc, B codes, B activations) {
     for (int i = 0; i < 16; ++i)
       for (int j = 0; j < 4; ++j)
@@ -191,7 +206,8 @@ struct Scalar {
             codes.byte[4 * i + j] * static_cast<std::int8_t>(activations.byte[4 * i + j]);
     return acc;
   }
-  template <int kBits>
+  // What a pass's sums are of those of whole codes.
+  template <int kBits, int kPass>
   static I total(I acc) {
     return acc;
   }
