@@ -9,7 +9,7 @@ packages=(g++ cmake ninja-build pkg-config git python3 python3-pip ca-certificat
   libxxhash-dev libcpp-httplib-dev libgtest-dev)
 
 for option in "$@"; do
-  [ "$option" = --tests ] && packages+=(valgrind libbenchmark-dev)
+  [ "$option" = --tests ] && packages+=(valgrind libbenchmark-dev libsimde-dev)
 done
 missing=()
 for package in "${packages[@]}"; do

@@ -39,10 +39,14 @@ std::vector<IsaInfo> list_isas() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+#ifdef TRIMPOT_EMULATE_AVX512  // tests/kernels/emulated
+  const bool avx512 = avx2, with_bf16 = avx2;
+#else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   const bool with_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
   const Kernels& best = avx512_bf16_kernels();
   isas.push_back({&best, best.name, "AVX-512 F, BW, DQ, VL, VNNI, BF16", with_bf16});
   isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});

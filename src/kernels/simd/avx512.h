@@ -168,7 +168,7 @@ struct Avx512 {
     const __m512i high = _mm512_cvtepu16_epi32(to_bf16(odd));
     _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) || defined(TRIMPOT_EMULATE_AVX512)
   // acc[i] += pairs[2i] * two[0] + pairs[2i+1] * two[1], rounded as vdpbf16ps does.
   static F bf16_dot(F acc, const bf16* pairs, const bf16* two) {
     std::int32_t both;
