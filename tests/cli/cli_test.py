@@ -137,9 +137,13 @@ class Cli(unittest.TestCase):
         self.assertTrue(files[0] == files[1] == files[2])
 
     def test_interrupt_and_resume_give_the_same_file(self):
-        self.tune("straight.gguf", steps=400)
+        start = time.time()
+        self.tune("short.gguf", steps=8)
+        # Some seconds: long enough to be stopped, however the program was compiled.
+        steps = str(min(400, max(40, int(32 / (time.time() - start)))))
+        self.tune("straight.gguf", steps=steps)
         args = [TRIMPOT, "tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", "stopped.gguf",
-                "--max-steps", "400", "--batch-size", "4", "--logging-steps", "1"]
+                "--max-steps", steps, "--batch-size", "4", "--logging-steps", "1"]
         process = subprocess.Popen(args, cwd=self.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         for line in process.stderr:  # a few steps in
             if line.startswith(b"step 5/"):
@@ -151,7 +155,7 @@ class Cli(unittest.TestCase):
         self.assertIn("--resume", text)
         self.assertFalse((self.folder / "stopped.gguf").exists())
         self.fails("tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", "stopped.gguf", "--max-steps",
-                   "400", "--batch-size", "4", "--lr", "1e-3", "--resume", says="belongs to another run")
+                   steps, "--batch-size", "4", "--lr", "1e-3", "--resume", says="belongs to another run")
         self.trimpot(*args[1:], "--resume", "-t", "1")
         self.assertEqual((self.folder / "straight.gguf").read_bytes(),
                          (self.folder / "stopped.gguf").read_bytes())
