@@ -14,6 +14,6 @@ if [ "${1:-}" != --quick ]; then
   # The reference's own tests run no code of the product; the scalar kernels have tests of their own,
   # and take minutes for whole models.
   ctest --preset asan --label-exclude model \
-    --exclude-regex '^Reference\.|^Isas/(ModelGradient|Production)\..*/scalar'
+    --exclude-regex '^Reference\.|/(ModelGradient|Production|SessionBits)\..*/scalar'
 fi
 ctest --preset release
