@@ -11,6 +11,8 @@ namespace trimpot {
 using f16 = std::uint16_t;   // bits of an IEEE binary16
 using bf16 = std::uint16_t;  // bits of a bfloat16
 
+[[gnu::always_inline]] inline bool is_finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
+
 // All cases are computed and one is chosen: loops over these become vectors, which branches
 // prevent.
 

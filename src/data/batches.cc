@@ -24,14 +24,14 @@ std::vector<std::uint32_t> shuffled(std::size_t size, const CounterRng& rng) {
 
 // First fit: each example goes into the oldest open sequence with room. A sequence that does not
 // take the example when all places are open makes way if it is the fullest.
-std::vector<Sequence> pack(std::span<const std::uint32_t> order,
-                           std::span<const std::uint32_t> training,
-                           std::span<const std::size_t> lengths, std::size_t capacity) {
+std::vector<ExampleIndices> pack(std::span<const std::uint32_t> order,
+                                 std::span<const std::uint32_t> training,
+                                 std::span<const std::size_t> lengths, std::size_t capacity) {
   constexpr std::size_t kOpen = 64;  // the search costs at most so many looks per example
   struct Open {
     std::size_t sequence, room;
   };
-  std::vector<Sequence> sequences;
+  std::vector<ExampleIndices> sequences;
   std::vector<Open> open;
   for (const std::uint32_t i : order) {
     const std::size_t length = lengths[i];
@@ -117,7 +117,7 @@ Result<std::uint64_t> BatchPlan::total_steps(double epochs, std::uint64_t max_st
   return static_cast<std::uint64_t>(steps);
 }
 
-std::vector<Sequence> BatchPlan::step(std::uint64_t step) {
+std::vector<ExampleIndices> BatchPlan::step(std::uint64_t step) {
   const std::uint64_t epoch = step / steps_per_epoch();
   if (options_.shuffle && epoch != order_epoch_) {
     order_ = shuffled(sequences_.size(), CounterRng(options_.seed, epoch));
@@ -126,7 +126,7 @@ std::vector<Sequence> BatchPlan::step(std::uint64_t step) {
   const std::size_t begin =
       static_cast<std::size_t>(step % steps_per_epoch()) * options_.sequences_per_step;
   const std::size_t end = begin + std::min(options_.sequences_per_step, sequences_.size() - begin);
-  std::vector<Sequence> batch;
+  std::vector<ExampleIndices> batch;
   for (std::size_t i = begin; i < end; ++i)
     batch.push_back(sequences_[options_.shuffle ? order_[i] : i]);
   return batch;

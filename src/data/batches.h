@@ -33,7 +33,7 @@ struct BatchOptions {
 };
 
 // One sequence: the examples in it, one after another. Attention stays inside each of them.
-using Sequence = std::vector<std::uint32_t>;
+using ExampleIndices = std::vector<std::uint32_t>;
 
 // Packing happens once, first-fit over the examples in an order by seed with a bounded number of
 // open sequences; every epoch then visits all sequences in an order of its own. So all epochs have
@@ -54,11 +54,11 @@ class BatchPlan {
 
   // The sequences of a step, counted from 0 over the whole run. Keeps the order of the last epoch
   // that was asked for: not for several threads at once.
-  std::vector<Sequence> step(std::uint64_t step);
+  std::vector<ExampleIndices> step(std::uint64_t step);
 
  private:
   BatchOptions options_;
-  std::vector<Sequence> sequences_;
+  std::vector<ExampleIndices> sequences_;
   std::vector<std::uint32_t> order_;  // of order_epoch_
   std::uint64_t order_epoch_ = ~std::uint64_t{0};
 };

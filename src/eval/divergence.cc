@@ -9,7 +9,7 @@
 namespace trimpot {
 namespace {
 
-constexpr std::int64_t kLogitRows = 32;  // of two models, 6 MB each for 49,152 tokens
+constexpr std::int64_t kPairedLogitRows = 32;  // of two models, 6 MB each for 49,152 tokens
 
 // sum_i p_i (log p_i - log q_i), with p of the teacher's logits and q of the model's. Of two equal
 // distributions rounding would leave a little below zero.
@@ -55,7 +55,8 @@ class WindowPair {
         vocabulary_(model.config.vocabulary),
         sequences_{Sequence(compute, model, window), Sequence(compute, teacher, window)},
         decoders_{Decoder(compute, model), Decoder(compute, teacher)} {
-    for (auto& logits : logits_) logits.reserve(static_cast<std::size_t>(kLogitRows * vocabulary_));
+    for (auto& logits : logits_)
+      logits.reserve(static_cast<std::size_t>(kPairedLogitRows * vocabulary_));
   }
 
   // Predictions of tokens [first + 1, labels.size()).
@@ -67,8 +68,8 @@ class WindowPair {
       TRIMPOT_TRY_VOID(decoders_[i].step({&turn, 1}, nullptr));
     }
     const auto rows = static_cast<std::int64_t>(tokens.size());
-    for (std::int64_t row = first; row < rows; row += kLogitRows) {
-      const std::int64_t count = std::min(kLogitRows, rows - row);
+    for (std::int64_t row = first; row < rows; row += kPairedLogitRows) {
+      const std::int64_t count = std::min(kPairedLogitRows, rows - row);
       for (std::size_t i = 0; i < 2; ++i) decoders_[i].logits_of(row, count, logits_[i].data());
       const std::size_t done = values.kl.size();
       values.resize(done + static_cast<std::size_t>(count));

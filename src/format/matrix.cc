@@ -3,17 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/half.h"
+#include "base/round.h"
 #include "format/chunks.h"
 #include "format/ggml_blocks.h"
 
 namespace trimpot {
-namespace {
-
-std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
-
-bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
-
-}  // namespace
 
 void Matrix::set_views() {
   view_.codes = codes_.data();
@@ -81,9 +76,9 @@ Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t co
         const std::size_t index = matrix.scale_index(tile * kTileRows + row, chunk);
         const f16 scale = block_f16(block, format.scale_offset);
         const f16 offset = format.offset_offset >= 0 ? block_f16(block, format.offset_offset) : 0;
-        if (!finite(scale) || !finite(offset))
+        if (!is_finite(scale) || !is_finite(offset))
           return fail("row {}, columns {} to {}: the {} is not a finite number", tile * 16 + row,
-                      chunk * 32, chunk * 32 + 31, finite(scale) ? "offset" : "scale");
+                      chunk * 32, chunk * 32 + 31, is_finite(scale) ? "offset" : "scale");
         matrix.scales_[index] = scale;
         if (format.offset_offset >= 0) matrix.offsets_[index] = offset;
       }

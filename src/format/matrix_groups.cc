@@ -3,15 +3,13 @@
 #include <limits>
 #include <vector>
 
+#include "base/half.h"
+#include "base/round.h"
 #include "format/chunks.h"
 #include "format/matrix.h"
 
 namespace trimpot {
 namespace {
-
-std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
-
-bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
 // What a file may claim, before anything is allocated or multiplied.
 Status check(const GroupedView& source) {
@@ -50,7 +48,7 @@ Status check(const GroupedView& source) {
         source.scales.size(), source.zeros.size(), source.offsets.size(), rows, source.groups(),
         count);
   const auto all_finite = [&](std::span<const f16> values, const char* name) -> Status {
-    const auto bad = std::find_if_not(values.begin(), values.end(), finite);
+    const auto bad = std::find_if_not(values.begin(), values.end(), is_finite);
     if (bad == values.end()) return {};
     const std::int64_t at = bad - values.begin(), first = at % source.groups() * size;
     const std::int64_t last = source.groups() == 1 ? columns : std::min(columns, first + size);

@@ -4,18 +4,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/round.h"
+
 namespace trimpot {
 namespace {
 
-constexpr std::int64_t kKeyLanes = 16;
 constexpr std::int64_t kForwardRows = 16;  // queries of one head that are scored together
 constexpr std::int64_t kBackwardRows = 32;
-
-std::int64_t storage_bytes(Storage storage) {
-  return storage == Storage::kF32 ? 4 : storage == Storage::kF16 ? 2 : 1;
-}
-
-std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
 // One block of queries of one head.
 struct Block {

@@ -18,6 +18,12 @@ struct AttentionShape {
   std::int64_t heads_per_kv() const { return heads / kv_heads; }
 };
 
+constexpr std::int64_t kKeyLanes = 16;  // keys side by side, see KeyValues
+// Of a number that is not a code among others.
+constexpr std::int64_t storage_bytes(Storage storage) {
+  return storage == Storage::kF32 ? 4 : storage == Storage::kF16 ? 2 : 1;
+}
+
 enum class CacheType {
   kFloat,  // f16 on the default path, f32 on the f32 path
   kInt8,   // a scale per head and position: half the memory, and the time of long contexts

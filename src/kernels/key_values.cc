@@ -3,18 +3,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/round.h"
 #include "kernels/attention.h"
 
 namespace trimpot {
 namespace {
-
-constexpr std::int64_t kKeyLanes = 16;
-
-std::int64_t storage_bytes(Storage storage) {
-  return storage == Storage::kF32 ? 4 : storage == Storage::kF16 ? 2 : 1;
-}
-
-std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
 // The scale of one head's numbers as codes of -127 .. 127; NaN where one of them is not finite.
 float int8_scale(const float* x, std::int64_t count) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "base/round.h"
 #include "kernels/low_rank.h"
 #include "kernels/split.h"
 
@@ -11,8 +12,6 @@ namespace {
 
 // int8 rows of 1536 columns: 288 KiB of the second-level cache.
 constexpr std::int64_t kTokenBlock = 192;
-
-std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
 // Pieces of work small enough that threads finish together: about 8 per thread.
 std::int64_t grain_for(const Compute& compute, std::int64_t count) {

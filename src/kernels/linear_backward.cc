@@ -1,14 +1,13 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/round.h"
 #include "kernels/linear.h"
 #include "kernels/low_rank.h"
 #include "kernels/split.h"
 
 namespace trimpot {
 namespace {
-
-std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
 // Rows of dy, and their bf16 form where the kernels work with it.
 struct OutputGradient {

@@ -7,8 +7,8 @@ namespace trimpot {
 namespace {
 
 // Gives the layers that share an input the forms of it that they want, and runs them.
-void read_linear(Compute& compute, Activations& x, std::int64_t rows,
-                 std::span<const LinearOutput> outputs, bool add = false) {
+void apply_linears(Compute& compute, Activations& x, std::int64_t rows,
+                   std::span<const LinearOutput> outputs, bool add = false) {
   x.prepare(compute, rows, outputs);
   linear(compute, x, rows, outputs, add);
 }
@@ -78,9 +78,9 @@ void attention_inputs(Compute& compute, const ModelConfig& config, const LayerVi
                       const float* x, LayerActivations& a) {
   const AttentionShape& shape = config.attention;
   attention_norm(compute, config, layer, rows, x, a);
-  read_linear(compute, a.attention_in, rows,
-              std::array{layer.output(kQ, a.q.data()), layer.output(kK, a.k.data()),
-                         layer.output(kV, a.v.data())});
+  apply_linears(compute, a.attention_in, rows,
+                std::array{layer.output(kQ, a.q.data()), layer.output(kK, a.k.data()),
+                           layer.output(kV, a.v.data())});
   read_ahead(compute, rows, std::array{layer.output(kO, nullptr)});
   rope.rotate(compute, config, rows, shape.heads, 1.0f, a.q.data());
   rope.rotate(compute, config, rows, shape.kv_heads, 1.0f, a.k.data());
@@ -101,7 +101,8 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerV
 void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::int64_t rows, const float* x, LayerActivations& a) {
   copy_rows(compute, x, rows, config.hidden, a.middle.data());
-  read_linear(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data())}, true);
+  apply_linears(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data())},
+                true);
   read_ahead(compute, rows, std::array{layer.output(kGate, nullptr), layer.output(kUp, nullptr)});
   rms_norm(compute, a.middle.data(), layer.weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
@@ -109,8 +110,8 @@ void attention_output(Compute& compute, const ModelConfig& config, const LayerVi
 
 void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                   std::int64_t rows, LayerActivations& a) {
-  read_linear(compute, a.feed_forward_in, rows,
-              std::array{layer.output(kGate, a.gate.data()), layer.output(kUp, a.up.data())});
+  apply_linears(compute, a.feed_forward_in, rows,
+                std::array{layer.output(kGate, a.gate.data()), layer.output(kUp, a.up.data())});
   read_ahead(compute, rows, std::array{layer.output(kDown, nullptr)});
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
@@ -164,7 +165,7 @@ void Head::forward(Compute& compute, const Model& model, std::int64_t rows, cons
   rstd_.reserve(rows);
   rms_norm(compute, x, model.output_norm.data(), rows, config.hidden, config.rms_eps,
            normed_.values(), rstd_.data());
-  read_linear(compute, normed_, rows, std::array{LinearOutput{model.head_view(), logits}});
+  apply_linears(compute, normed_, rows, std::array{LinearOutput{model.head_view(), logits}});
 }
 
 }  // namespace trimpot

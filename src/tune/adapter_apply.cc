@@ -2,14 +2,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/half.h"
 #include "model/stored.h"
 #include "tune/adapter_parts.h"
 #include "tune/scale_groups.h"
 
 namespace trimpot {
 namespace {
-
-bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
 // Numbers as in the file, [rows, groups], in the packed order of a matrix; zero beyond its rows.
 AlignedBuffer<f16> packed(std::span<const f16> from, const ColumnOrder& rows,
@@ -29,7 +28,7 @@ std::string where_broken(const LinearOverlay& overlay, const Matrix& matrix) {
   for (std::int64_t row = 0; row < matrix.rows(); ++row)
     for (std::int64_t group = 0; group < matrix.groups(); ++group)
       for (const AlignedBuffer<f16>* values : {&overlay.scales, &overlay.zeros, &overlay.offsets})
-        if (!values->empty() && !finite((*values)[matrix.scale_index(row, group)]))
+        if (!values->empty() && !is_finite((*values)[matrix.scale_index(row, group)]))
           return fmt::format("row {}, group {}", row, group);
   return "its padding";
 }
@@ -151,7 +150,7 @@ Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, L
       if (difference == 0.0f) continue;  // -0 stays
       f16& value = values[out.weak.dense_index(row, found - channels.begin())];
       value = f32_to_f16(f16_to_f32(value) + difference);
-      if (!finite(value))
+      if (!is_finite(value))
         return fail("tensor {}, row {}, channel {}: the sum exceeds 16-bit floats",
                     linear_tensor_name(index), original(rows, row), sum.channels[c]);
     }

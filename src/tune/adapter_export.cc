@@ -10,13 +10,13 @@
 namespace trimpot {
 namespace {
 
-enum class Part { kBlocks, kDense, kScales, kZeros, kOffsets, kWeak };
+enum class FilePart { kBlocks, kDense, kScales, kZeros, kOffsets, kWeak };
 
-struct Target {
+struct TensorPart {
   const Linear* linear;
-  Part part;
+  FilePart part;
 };
-using Targets = std::unordered_map<std::string, Target>;  // by tensor name
+using TensorParts = std::unordered_map<std::string, TensorPart>;  // by tensor name
 
 std::optional<ElementType> dense_type(const Matrix& matrix) {
   switch (matrix.view().storage) {
@@ -37,11 +37,11 @@ bool same(std::span<const f16> a, std::span<const f16> b) {
 
 // Whether the base's tensors of a layer hold what the model has; adds those that may differ.
 Status add_targets(const gguf::File& base, const Model& model, std::size_t index,
-                   Targets& targets) {
+                   TensorParts& targets) {
   const Linear& linear = model.linear(index);
   const Matrix& matrix = linear.weight;
   const std::string name = linear_name(index);
-  const auto add = [&](const char* suffix, Part part, bool wanted) {
+  const auto add = [&](const char* suffix, FilePart part, bool wanted) {
     if (wanted) targets[name + suffix] = {&linear, part};
     return wanted == (base.find_tensor(name + suffix) != nullptr);
   };
@@ -58,14 +58,14 @@ Status add_targets(const gguf::File& base, const Model& model, std::size_t index
         "write an adapter (.safetensors), or tune a file that `trimpot quantize --method "
         "qeft` made",
         name);
-  bool fits = add(".weak", Part::kWeak, linear.weak.rows() > 0);
+  bool fits = add(".weak", FilePart::kWeak, linear.weak.rows() > 0);
   if (const gguf::TensorInfo* weight = base.find_tensor(name + ".weight")) {
     const BlockFormat format = block_format(weight->type);
     fits = fits && (matrix.quantized() ? format.bits > 0 && matrix.view().bits == format.bits &&
                                              !matrix.has_zeros() &&
                                              matrix.has_offsets() == (format.offset_offset >= 0)
                                        : dense_type(matrix) == weight->type);
-    add(".weight", matrix.quantized() ? Part::kBlocks : Part::kDense, true);
+    add(".weight", matrix.quantized() ? FilePart::kBlocks : FilePart::kDense, true);
   } else if (base.find_tensor(name + ".absmax") != nullptr) {
     TRIMPOT_TRY(const Linear stored,
                 read_linear(base, name, linear.rows(), linear.columns, "trimpot"));
@@ -75,9 +75,9 @@ Status add_targets(const gguf::File& base, const Model& model, std::size_t index
           "write an adapter (.safetensors)",
           name);
   } else {
-    fits = add(".scales", Part::kScales, matrix.quantized()) && fits;
-    fits = add(".zeros", Part::kZeros, matrix.has_zeros()) && fits;
-    fits = add(".offsets", Part::kOffsets, matrix.has_offsets()) && fits;
+    fits = add(".scales", FilePart::kScales, matrix.quantized()) && fits;
+    fits = add(".zeros", FilePart::kZeros, matrix.has_zeros()) && fits;
+    fits = add(".offsets", FilePart::kOffsets, matrix.has_offsets()) && fits;
   }
   if (!fits)
     return fail("{}: the tuned layer is stored in another way than in {}, which cannot hold it",
@@ -125,32 +125,32 @@ void copy_blocks(const Matrix& matrix, ElementType type, std::int64_t first,
 }  // namespace
 
 Status export_gguf(const gguf::File& base, const Model& model, const std::string& out_path) {
-  Targets targets;
+  TensorParts targets;
   for (std::size_t index = 0; index < model.linear_count(); ++index)
     TRIMPOT_TRY_VOID(add_targets(base, model, index, targets));
   const auto wants = [&](const gguf::TensorInfo& tensor) { return targets.contains(tensor.name); };
   const auto patch = [&](const gguf::TensorInfo& tensor, std::span<std::byte> rows,
                          std::uint64_t first_row) -> Status {
-    const Target& target = targets.at(tensor.name);
+    const TensorPart& target = targets.at(tensor.name);
     const Matrix& matrix = target.linear->weight;
     const auto first = static_cast<std::int64_t>(first_row);
     switch (target.part) {
-      case Part::kBlocks:
+      case FilePart::kBlocks:
         copy_blocks(matrix, tensor.type, first, rows);
         break;
-      case Part::kDense:
+      case FilePart::kDense:
         copy_dense(matrix, first, rows);
         break;
-      case Part::kScales:
+      case FilePart::kScales:
         copy_groups(matrix, matrix.scales(), first, rows);
         break;
-      case Part::kZeros:
+      case FilePart::kZeros:
         copy_groups(matrix, matrix.zeros(), first, rows);
         break;
-      case Part::kOffsets:
+      case FilePart::kOffsets:
         copy_groups(matrix, matrix.offsets(), first, rows);
         break;
-      case Part::kWeak:
+      case FilePart::kWeak:
         copy_dense(target.linear->weak, first, rows);
         break;
     }

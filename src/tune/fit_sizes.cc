@@ -19,8 +19,6 @@ std::int64_t product(std::initializer_list<std::int64_t> factors) {
   return result;
 }
 std::int64_t sum(std::int64_t a, std::int64_t b) { return std::min(a + b, kMost); }
-std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
-std::int64_t round_up(std::int64_t value, std::int64_t to) { return divide_up(value, to) * to; }
 
 std::int64_t buffer(std::int64_t bytes) {
   constexpr std::int64_t kHuge = 2 << 20, kMapped = 128 << 10, kPage = 4096;

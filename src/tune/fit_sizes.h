@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/round.h"
 #include "model/config.h"
 #include "tune/tunable.h"
 
@@ -13,8 +14,6 @@ namespace trimpot::fit {
 
 std::int64_t product(std::initializer_list<std::int64_t> factors);
 std::int64_t sum(std::int64_t a, std::int64_t b);
-std::int64_t divide_up(std::int64_t value, std::int64_t by);
-std::int64_t round_up(std::int64_t value, std::int64_t to);
 // What an AlignedBuffer of so many bytes takes: whole 2 MiB pages when it is large, whole pages and
 // malloc's own one when malloc maps it.
 std::int64_t buffer(std::int64_t bytes);

@@ -11,23 +11,23 @@
 namespace trimpot {
 namespace {
 
-enum class Part { kWeak, kLowRankA, kLowRankB, kWeight, kFakeQuantized };
+enum class MatrixPart { kWeak, kLowRankA, kLowRankB, kWeight, kFakeQuantized };
 
-struct Target {
+struct MatrixTarget {
   std::size_t linear = 0;
-  Part part{};
+  MatrixPart part{};
   Matrix* matrix = nullptr;
   std::size_t begin = 0, count = 0;  // in the parameter arrays, [tiles][columns][16]
   std::vector<f16> base;             // weak columns as they were
 };
 
-const char* suffix(Part part) {
+const char* suffix(MatrixPart part) {
   switch (part) {
-    case Part::kWeak:
+    case MatrixPart::kWeak:
       return ".weak";
-    case Part::kLowRankA:
+    case MatrixPart::kLowRankA:
       return ".lora_a";
-    case Part::kLowRankB:
+    case MatrixPart::kLowRankB:
       return ".lora_b";
     default:
       return "";
@@ -50,10 +50,10 @@ void read_values(const Matrix& matrix, std::span<float> out) {
 
 class MatrixTuning final : public TuningMethod {
  public:
-  MatrixTuning(Model& model, std::vector<Target> targets, bool dropout, Scheme scheme = {})
+  MatrixTuning(Model& model, std::vector<MatrixTarget> targets, bool dropout, Scheme scheme = {})
       : model_(model), targets_(std::move(targets)), dropout_(dropout), scheme_(scheme) {
     std::size_t count = 0;
-    for (Target& target : targets_) {
+    for (MatrixTarget& target : targets_) {
       target.begin = count;
       target.count = dense_size(*target.matrix);
       count += target.count;
@@ -61,10 +61,10 @@ class MatrixTuning final : public TuningMethod {
                                   target.linear, target.begin, target.count, 1.0});
     }
     parameters_.allocate(count);
-    for (Target& target : targets_) {
+    for (MatrixTarget& target : targets_) {
       const auto values = parameters_.values.span().subspan(target.begin, target.count);
       read_values(*target.matrix, values);
-      if (target.part == Part::kWeak && !target.matrix->dense_f16().empty())
+      if (target.part == MatrixPart::kWeak && !target.matrix->dense_f16().empty())
         target.base.assign(target.matrix->dense_f16().begin(), target.matrix->dense_f16().end());
       if (sink_.linears.size() <= target.linear) sink_.linears.resize(target.linear + 1);
       gradient_of(sink_.linears[target.linear], target.part) =
@@ -80,13 +80,13 @@ class MatrixTuning final : public TuningMethod {
 
   std::size_t trainable() const override {
     std::size_t count = 0;
-    for (const Target& target : targets_)
+    for (const MatrixTarget& target : targets_)
       count += static_cast<std::size_t>(target.matrix->rows() * target.matrix->columns());
     return count;
   }
 
   Status commit(ThreadTeam& team) override {
-    if (!targets_.empty() && targets_.front().part == Part::kFakeQuantized)
+    if (!targets_.empty() && targets_.front().part == MatrixPart::kFakeQuantized)
       return commit_rounded(team);
     std::atomic<std::size_t> bad{targets_.size()};
     team.for_each(static_cast<std::int64_t>(targets_.size()), 1,
@@ -102,32 +102,32 @@ class MatrixTuning final : public TuningMethod {
 
   Result<std::vector<AdapterTensor>> adapter_tensors() const override {
     std::vector<AdapterTensor> tensors;
-    for (const Target& target : targets_) {
-      if (target.part == Part::kWeight || target.part == Part::kFakeQuantized)
+    for (const MatrixTarget& target : targets_) {
+      if (target.part == MatrixPart::kWeight || target.part == MatrixPart::kFakeQuantized)
         return fail(
             "this method changes all weights; its result is a model file (.gguf), not an "
             "adapter");
       tensors.push_back(adapter_matrix(target));
-      if (target.part == Part::kWeak) tensors.push_back(adapter_columns(target));
+      if (target.part == MatrixPart::kWeak) tensors.push_back(adapter_columns(target));
     }
     return tensors;
   }
 
  private:
-  static float*& gradient_of(LinearSink& sink, Part part) {
+  static float*& gradient_of(LinearSink& sink, MatrixPart part) {
     switch (part) {
-      case Part::kWeak:
+      case MatrixPart::kWeak:
         return sink.weak;
-      case Part::kLowRankA:
+      case MatrixPart::kLowRankA:
         return sink.low_rank_a;
-      case Part::kLowRankB:
+      case MatrixPart::kLowRankB:
         return sink.low_rank_b;
       default:
         return sink.weight;
     }
   }
 
-  bool commit_target(Target& target) {
+  bool commit_target(MatrixTarget& target) {
     const auto values = parameters_.values.span().subspan(target.begin, target.count);
     const bool finite =
         std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
@@ -154,7 +154,7 @@ class MatrixTuning final : public TuningMethod {
   // The masters rounded to nearest, as `trimpot quantize --method rtn` does it.
   Status commit_rounded(ThreadTeam& team) {
     std::vector<float> plain;
-    for (Target& target : targets_) {
+    for (MatrixTarget& target : targets_) {
       const std::int64_t rows = target.matrix->rows(), columns = target.matrix->columns();
       const float* values = parameters_.values.data() + target.begin;
       plain.resize(static_cast<std::size_t>(rows * columns));
@@ -172,13 +172,14 @@ class MatrixTuning final : public TuningMethod {
   }
 
   // Rows and columns back in the original order; weak columns as differences.
-  AdapterTensor adapter_matrix(const Target& target) const {
+  AdapterTensor adapter_matrix(const MatrixTarget& target) const {
     const Matrix& matrix = *target.matrix;
     const LinearAxes axes = linear_axes(model_, target.linear);
     const bool pooled =
-        target.part == Part::kLowRankA && model_.linear(target.linear).low_rank->pool > 0;
-    const ColumnOrder rows = target.part == Part::kLowRankA ? nullptr : axes.rows;
-    const ColumnOrder columns = target.part == Part::kLowRankA && !pooled ? axes.columns : nullptr;
+        target.part == MatrixPart::kLowRankA && model_.linear(target.linear).low_rank->pool > 0;
+    const ColumnOrder rows = target.part == MatrixPart::kLowRankA ? nullptr : axes.rows;
+    const ColumnOrder columns =
+        target.part == MatrixPart::kLowRankA && !pooled ? axes.columns : nullptr;
     std::vector<float> values(static_cast<std::size_t>(matrix.rows() * matrix.columns()));
     for (std::int64_t r = 0; r < matrix.rows(); ++r)
       for (std::int64_t c = 0; c < matrix.columns(); ++c) {
@@ -198,7 +199,7 @@ class MatrixTuning final : public TuningMethod {
   }
 
   // The weak columns' channels in the original order.
-  AdapterTensor adapter_columns(const Target& target) const {
+  AdapterTensor adapter_columns(const MatrixTarget& target) const {
     const std::vector<std::int32_t> channels = weak_channels(model_, target.linear);
     return AdapterTensor::make<std::int32_t>(linear_tensor_name(target.linear) + ".weak_columns",
                                              "I32", {static_cast<std::uint64_t>(channels.size())},
@@ -206,7 +207,7 @@ class MatrixTuning final : public TuningMethod {
   }
 
   Model& model_;
-  std::vector<Target> targets_;
+  std::vector<MatrixTarget> targets_;
   bool dropout_;
   Scheme scheme_;
   Parameters parameters_;
@@ -224,11 +225,11 @@ void make_dense(Linear& linear) {
 }
 
 // The layers whose weights are to be tuned whole, dense. Errors: weak columns.
-Result<std::vector<Target>> dense_targets(Model& model, ThreadTeam& team,
-                                          const std::vector<std::string>& target_modules,
-                                          Part part) {
+Result<std::vector<MatrixTarget>> dense_targets(Model& model, ThreadTeam& team,
+                                                const std::vector<std::string>& target_modules,
+                                                MatrixPart part) {
   TRIMPOT_TRY_VOID(check_target_modules(target_modules));
-  std::vector<Target> targets;
+  std::vector<MatrixTarget> targets;
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     if (!is_target(target_modules, index)) continue;
     Linear& linear = model.linear(index);
@@ -239,7 +240,7 @@ Result<std::vector<Target>> dense_targets(Model& model, ThreadTeam& team,
           linear_tensor_name(index));
     targets.push_back({index, part, &linear.weight, 0, 0, {}});
   }
-  if (part == Part::kFakeQuantized) return targets;
+  if (part == MatrixPart::kFakeQuantized) return targets;
   team.for_each(static_cast<std::int64_t>(targets.size()), 1,
                 [&](std::int64_t i, std::int64_t, int) {
                   Linear& linear = model.linear(targets[static_cast<std::size_t>(i)].linear);
@@ -259,11 +260,11 @@ bool is_target(const std::vector<std::string>& target_modules, std::size_t linea
 Result<std::unique_ptr<TuningMethod>> make_weak_column_method(
     Model& model, const std::vector<std::string>& target_modules) {
   TRIMPOT_TRY_VOID(check_target_modules(target_modules));
-  std::vector<Target> targets;
+  std::vector<MatrixTarget> targets;
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     Linear& linear = model.linear(index);
     if (is_target(target_modules, index) && linear.weak.rows() > 0)
-      targets.push_back({index, Part::kWeak, &linear.weak, 0, 0, {}});
+      targets.push_back({index, MatrixPart::kWeak, &linear.weak, 0, 0, {}});
   }
   if (targets.empty())
     return fail(
@@ -302,7 +303,7 @@ Result<std::unique_ptr<TuningMethod>> make_low_rank_method(Model& model,
           "`trimpot quantize --method rtn --group-size 32` makes such a file",
           linear_tensor_name(index));
   }
-  std::vector<Target> targets;
+  std::vector<MatrixTarget> targets;
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     if (!is_target(options.target_modules, index)) continue;
     Linear& linear = model.linear(index);
@@ -325,24 +326,24 @@ Result<std::unique_ptr<TuningMethod>> make_low_rank_method(Model& model,
         path->a.dense_f32()[path->a.dense_index(r, c)] = static_cast<float>(
             (2.0 * rng.uniform(static_cast<std::uint64_t>(r * inputs + c)) - 1.0) * bound);
     linear.low_rank = std::move(path);
-    targets.push_back({index, Part::kLowRankA, &linear.low_rank->a, 0, 0, {}});
-    targets.push_back({index, Part::kLowRankB, &linear.low_rank->b, 0, 0, {}});
+    targets.push_back({index, MatrixPart::kLowRankA, &linear.low_rank->a, 0, 0, {}});
+    targets.push_back({index, MatrixPart::kLowRankB, &linear.low_rank->b, 0, 0, {}});
   }
   return std::make_unique<MatrixTuning>(model, std::move(targets), options.dropout > 0);
 }
 
 Result<std::unique_ptr<TuningMethod>> make_full_method(
     Model& model, ThreadTeam& team, const std::vector<std::string>& target_modules) {
-  TRIMPOT_TRY(std::vector<Target> targets,
-              dense_targets(model, team, target_modules, Part::kWeight));
+  TRIMPOT_TRY(std::vector<MatrixTarget> targets,
+              dense_targets(model, team, target_modules, MatrixPart::kWeight));
   return std::make_unique<MatrixTuning>(model, std::move(targets), false);
 }
 
 Result<std::unique_ptr<TuningMethod>> make_qat_method(
     Model& model, ThreadTeam& team, const Scheme& scheme,
     const std::vector<std::string>& target_modules) {
-  TRIMPOT_TRY(std::vector<Target> targets,
-              dense_targets(model, team, target_modules, Part::kFakeQuantized));
+  TRIMPOT_TRY(std::vector<MatrixTarget> targets,
+              dense_targets(model, team, target_modules, MatrixPart::kFakeQuantized));
   auto method = std::make_unique<MatrixTuning>(model, std::move(targets), false, scheme);
   TRIMPOT_TRY_VOID(method->commit(team));  // the first forward sees rounded weights too
   return method;

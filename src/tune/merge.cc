@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/half.h"
 #include "tune/adapter_parts.h"
 
 namespace trimpot {
 namespace {
-
-bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
 bool has_low_rank(std::span<const Adapter> adapters, std::size_t index, bool pooled) {
   return std::any_of(adapters.begin(), adapters.end(), [&](const Adapter& adapter) {
@@ -42,7 +41,7 @@ bool add_to_element(Matrix& matrix, std::size_t at, float difference) {
   if (matrix.view().storage == Storage::kF16) {
     f16& value = matrix.dense_f16()[at];
     value = f32_to_f16(f16_to_f32(value) + difference);
-    return finite(value);
+    return is_finite(value);
   }
   bf16& value = matrix.dense_bf16()[at];
   value = f32_to_bf16(bf16_to_f32(value) + difference);
@@ -102,7 +101,7 @@ bool add_to_group(Matrix& matrix, std::int64_t row, std::int64_t group, float di
   if (matrix.has_offsets()) {
     f16& offset = matrix.offsets()[at];
     offset = f32_to_f16(f16_to_f32(offset) + difference);
-    return finite(offset);
+    return is_finite(offset);
   }
   f16 &scale = matrix.scales()[at], &zero = matrix.zeros()[at];
   if ((scale & 0x7fffu) == 0) {
@@ -110,10 +109,10 @@ bool add_to_group(Matrix& matrix, std::int64_t row, std::int64_t group, float di
     if (code < 0) return false;
     scale = f32_to_f16(difference);
     zero = f32_to_f16(static_cast<float>(code) - 1.0f);
-    return finite(scale);
+    return is_finite(scale);
   }
   zero = f32_to_f16(f16_to_f32(zero) - difference / f16_to_f32(scale));
-  return finite(zero);
+  return is_finite(zero);
 }
 
 Status merge_groups(std::span<const Adapter> adapters, std::size_t index, ThreadTeam& team,

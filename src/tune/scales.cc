@@ -13,7 +13,7 @@ namespace {
 constexpr double kZeroRateFactor = 6.0;
 
 // What the method keeps of one linear layer.
-struct Target {
+struct ScaleTarget {
   std::size_t linear = 0;
   Matrix* matrix = nullptr;
   bool scales = false;  // learns them
@@ -25,10 +25,10 @@ struct Target {
 
 class ScaleTuning final : public TuningMethod {
  public:
-  ScaleTuning(const Model& model, std::vector<Target> targets, ScaleGranularity granularity)
+  ScaleTuning(const Model& model, std::vector<ScaleTarget> targets, ScaleGranularity granularity)
       : model_(model), targets_(std::move(targets)), granularity_(granularity) {
     std::size_t count = 0, linears = 0;
-    for (Target& target : targets_) {
+    for (ScaleTarget& target : targets_) {
       const std::string name = linear_tensor_name(target.linear);
       const std::size_t size = parameter_size(*target.matrix);
       if (target.scales) {
@@ -44,12 +44,12 @@ class ScaleTuning final : public TuningMethod {
       linears = std::max(linears, target.linear + 1);
     }
     parameters_.allocate(count);
-    for (Target& target : targets_)
+    for (ScaleTarget& target : targets_)
       if (target.scales)
         std::fill_n(parameters_.values.data() + target.scale_begin, parameter_size(*target.matrix),
                     1.0f);
     sink_.linears.resize(linears);
-    for (Target& target : targets_)
+    for (ScaleTarget& target : targets_)
       sink_.linears[target.linear].scales = [this, &target](std::int64_t begin, std::int64_t end,
                                                             const float* d_scale,
                                                             const float* d_offset) {
@@ -62,7 +62,7 @@ class ScaleTuning final : public TuningMethod {
 
   std::size_t trainable() const override {
     std::size_t count = 0;
-    for (const Target& target : targets_) {
+    for (const ScaleTarget& target : targets_) {
       const std::int64_t groups =
           granularity_ == ScaleGranularity::kGroup ? target.matrix->groups() : 1;
       count +=
@@ -86,7 +86,7 @@ class ScaleTuning final : public TuningMethod {
 
   Result<std::vector<AdapterTensor>> adapter_tensors() const override {
     std::vector<AdapterTensor> tensors;
-    for (const Target& target : targets_) {
+    for (const ScaleTarget& target : targets_) {
       const Matrix& matrix = *target.matrix;
       const std::string name = linear_tensor_name(target.linear);
       const auto count = static_cast<std::size_t>(matrix.rows() * matrix.groups());
@@ -137,14 +137,14 @@ class ScaleTuning final : public TuningMethod {
             static_cast<std::size_t>(master * kTileRows));
       }
   }
-  static GroupLanes base(const Target& target) {
+  static GroupLanes base(const ScaleTarget& target) {
     return {target.base_scales.data(), target.base_centres.data(), target.matrix->has_zeros()};
   }
   const float* masters(std::size_t begin, std::size_t master) const {
     return parameters_.values.data() + begin + master;
   }
 
-  bool commit_target(Target& target) {
+  bool commit_target(ScaleTarget& target) {
     Matrix& matrix = *target.matrix;
     f16* scales = matrix.scales().data();
     f16* centres = (matrix.has_zeros() ? matrix.zeros() : matrix.offsets()).data();
@@ -163,7 +163,7 @@ class ScaleTuning final : public TuningMethod {
     return good;
   }
 
-  void accumulate(Target& target, std::int64_t tile_begin, std::int64_t tile_end,
+  void accumulate(ScaleTarget& target, std::int64_t tile_begin, std::int64_t tile_end,
                   const float* d_scale, const float* d_offset) {
     const Matrix& matrix = *target.matrix;
     const auto first =
@@ -182,7 +182,7 @@ class ScaleTuning final : public TuningMethod {
   }
 
   const Model& model_;
-  std::vector<Target> targets_;
+  std::vector<ScaleTarget> targets_;
   ScaleGranularity granularity_;
   Parameters parameters_;
   GradientSink sink_;
@@ -207,7 +207,7 @@ Status check_target_modules(const std::vector<std::string>& modules) {
 
 Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const ScaleOptions& options) {
   TRIMPOT_TRY_VOID(check_target_modules(options.target_modules));
-  std::vector<Target> targets;
+  std::vector<ScaleTarget> targets;
   bool any_quantized = false;
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     const LinearKind& kind = kLinearKinds[index % kLinearKinds.size()];
@@ -218,7 +218,7 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
     Matrix& matrix = model.linear(index).weight;
     if (!matrix.quantized()) continue;
     any_quantized = true;
-    Target target;
+    ScaleTarget target;
     target.linear = index;
     target.matrix = &matrix;
     target.scales = options.method != ScaleMethod::kZeros;
@@ -236,7 +236,7 @@ Result<std::unique_ptr<TuningMethod>> make_scale_method(Model& model, const Scal
         "no linear layer of this model is quantized, so there are no scales to tune; "
         "`trimpot quantize` makes a quantized file of it");
   const bool any_zeros =
-      std::any_of(targets.begin(), targets.end(), [](const Target& t) { return t.zeros; });
+      std::any_of(targets.begin(), targets.end(), [](const ScaleTarget& t) { return t.zeros; });
   if (options.method != ScaleMethod::kScales && !any_zeros)
     return fail(
         "the zero-points of this file's formats are fixed by their definition (Q4_0: 8, "

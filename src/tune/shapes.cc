@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/round.h"
 #include "model/weights.h"
 #include "tune/scales.h"
 
@@ -40,24 +41,22 @@ constexpr ShapeMethod kMethods[] = {
 
 constexpr std::int64_t kHalfBytes = 2;  // f16
 
-std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
-
 std::int64_t kv_width(const PublishedShape& shape) {
   return shape.hidden / shape.heads * shape.kv_heads;
 }
 
-struct Linear {
+struct LinearShape {
   std::int64_t rows, columns;
 };
 // In the order of kLinearKinds.
-std::array<Linear, 7> linears_of(const PublishedShape& shape) {
+std::array<LinearShape, 7> linears_of(const PublishedShape& shape) {
   const std::int64_t h = shape.hidden, f = shape.feed_forward, kv = kv_width(shape);
   return {{{h, h}, {kv, h}, {kv, h}, {h, h}, {f, h}, {f, h}, {h, f}}};
 }
 
 std::int64_t linear_parameters(const PublishedShape& shape) {
   std::int64_t count = 0;
-  for (const Linear& linear : linears_of(shape)) count += linear.rows * linear.columns;
+  for (const LinearShape& linear : linears_of(shape)) count += linear.rows * linear.columns;
   return count * shape.layers;
 }
 std::int64_t embedding_parameters(const PublishedShape& shape) {
@@ -77,7 +76,7 @@ struct Setting {
   ShapeOptions options;
 
   // Groups of a row: weak columns stand outside of them.
-  std::int64_t groups(const Linear& linear) const {
+  std::int64_t groups(const LinearShape& linear) const {
     if (options.group_size < 0) return 1;
     return divide_up(linear.columns - options.weak_columns, options.group_size);
   }
@@ -148,7 +147,7 @@ Result<Setting> decide(const PublishedShape& shape, const ShapeOptions& options)
 }
 
 // Bytes of what stands beside the codes of a linear layer.
-std::int64_t group_bytes(const Setting& s, const Linear& linear) {
+std::int64_t group_bytes(const Setting& s, const LinearShape& linear) {
   const std::int64_t groups = linear.rows * s.groups(linear);
   switch (s.method.group_numbers) {
     case GroupNumbers::kPackedZeros:
@@ -163,7 +162,7 @@ std::int64_t group_bytes(const Setting& s, const Linear& linear) {
 
 std::vector<FitItem> storage_items(const Setting& s) {
   std::int64_t codes = 0, groups = 0, weak = 0;
-  for (const Linear& linear : linears_of(s.shape)) {
+  for (const LinearShape& linear : linears_of(s.shape)) {
     // Full width: QEFT's sizes come out with codes under the weak columns, too.
     codes += divide_up(linear.rows * linear.columns * s.options.bits, 8);
     if (s.has_codes()) groups += group_bytes(s, linear);
@@ -192,7 +191,7 @@ std::int64_t learnable_parameters(const Setting& s) {
   std::int64_t count = 0;
   for (std::size_t kind = 0; kind < linears.size(); ++kind) {
     if (!s.learns(kind)) continue;
-    const Linear& linear = linears[kind];
+    const LinearShape& linear = linears[kind];
     const std::int64_t inputs = s.method.pools_inputs ? s.groups(linear) : linear.columns;
     count += s.method.learns == Learns::kLowRank  ? s.options.lora_r * (inputs + linear.rows)
              : s.method.learns == Learns::kScales ? linear.rows * s.groups(linear)

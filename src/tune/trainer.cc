@@ -76,7 +76,7 @@ Result<LossSum> Trainer::accumulate_gradients() {
   const std::size_t most = std::max<std::size_t>(options_.max_seq_length, 512);
   std::vector<TrainingBatch> groups;
   std::int64_t predictions = 0;
-  for (const Sequence& sequence : plan_.step(step_)) {
+  for (const ExampleIndices& sequence : plan_.step(step_)) {
     std::size_t length = 0;
     for (const std::uint32_t example : sequence) length += examples_.length(example);
     if (groups.empty() || groups.back().tokens.size() + length > most) groups.emplace_back();

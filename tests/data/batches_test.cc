@@ -29,7 +29,7 @@ std::vector<std::size_t> lengths(std::size_t size) {
 std::vector<std::uint32_t> epoch_of(BatchPlan& plan, std::uint64_t epoch) {
   std::vector<std::uint32_t> seen;
   for (std::uint64_t s = 0; s < plan.steps_per_epoch(); ++s)
-    for (const Sequence& sequence : plan.step(epoch * plan.steps_per_epoch() + s))
+    for (const ExampleIndices& sequence : plan.step(epoch * plan.steps_per_epoch() + s))
       seen.insert(seen.end(), sequence.begin(), sequence.end());
   return seen;
 }
@@ -67,7 +67,7 @@ TEST(Batches, AStepDependsOnItsNumberAlone) {
   const BatchOptions options{.sequences_per_step = 3, .seed = 1, .packing = true};
   auto plan = BatchPlan::create(iota(50), lengths(50), options);
   ASSERT_TRUE(plan);
-  std::vector<std::vector<Sequence>> forward;
+  std::vector<std::vector<ExampleIndices>> forward;
   for (std::uint64_t s = 0; s < 12; ++s) forward.push_back(plan->step(s));
   for (const std::uint64_t s : {11u, 0u, 7u, 3u}) {
     auto fresh = BatchPlan::create(iota(50), lengths(50), options);
@@ -96,7 +96,7 @@ TEST(Batches, PackingFillsSequences) {
   auto plan = BatchPlan::create(iota(2000), size, options);
   ASSERT_TRUE(plan);
   for (std::uint64_t s = 0; s < plan->steps_per_epoch(); ++s)
-    for (const Sequence& sequence : plan->step(s)) {
+    for (const ExampleIndices& sequence : plan->step(s)) {
       std::size_t tokens = 0;
       for (const std::uint32_t example : sequence) tokens += size[example];
       EXPECT_LE(tokens, 512u);

@@ -15,8 +15,6 @@ namespace {
 
 using Floats = std::vector<float>;
 
-const Kernels& scalar() { return **kernels_by_name("scalar"); }
-
 constexpr std::int64_t kCounts[] = {1, 2, 7, 15, 16, 17, 31, 32, 33, 64, 70, 100, 257};
 
 class IsaFloat : public testing::TestWithParam<const Kernels*> {

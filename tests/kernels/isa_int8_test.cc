@@ -9,8 +9,6 @@
 namespace trimpot {
 namespace {
 
-const Kernels& scalar() { return **kernels_by_name("scalar"); }
-
 // Activations that were rounded by one of the kernel sets.
 struct Rounded {
   Rounded(const Kernels& kernels, const std::vector<float>& x, std::int64_t columns)

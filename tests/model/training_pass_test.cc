@@ -20,12 +20,12 @@ namespace {
 
 using enum ElementType;
 
-struct Setup {
+struct PassSetup {
   const Kernels* kernels;
   Precision precision;
 };
-std::vector<Setup> setups() {
-  std::vector<Setup> out;
+std::vector<PassSetup> pass_setups() {
+  std::vector<PassSetup> out;
   for (const Kernels* kernels : usable_kernels())
     for (const Precision precision : {Precision::kF32, Precision::kDefault})
       out.push_back({kernels, precision});
@@ -92,7 +92,7 @@ Outcome run(TrainingPass& pass, const Model& model, const TrainingBatch& batch, 
   return out;
 }
 
-class Pass : public testing::TestWithParam<Setup> {
+class Pass : public testing::TestWithParam<PassSetup> {
  protected:
   void SetUp() override {
     auto toy = load_toy(toy_file(pass_options()), folder_.file("toy.gguf"));
@@ -105,7 +105,7 @@ class Pass : public testing::TestWithParam<Setup> {
   const TempFolder folder_;
   std::unique_ptr<Model> model_;
 };
-INSTANTIATE_TEST_SUITE_P(All, Pass, testing::ValuesIn(setups()), [](const auto& info) {
+INSTANTIATE_TEST_SUITE_P(All, Pass, testing::ValuesIn(pass_setups()), [](const auto& info) {
   return std::string(info.param.kernels->name) +
          (info.param.precision == Precision::kF32 ? "_f32" : "_default");
 });

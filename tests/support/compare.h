@@ -17,6 +17,9 @@ namespace trimpot {
 // Half a unit in the last place: the relative error of one rounding to f32.
 inline constexpr double kRoundoff = 0x1p-24;
 
+// What all others are held to.
+inline const Kernels& scalar() { return **kernels_by_name("scalar"); }
+
 // The kernels that this machine can run.
 inline std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> kernels;

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "base/half.h"
 #include "format/matrix.h"
 #include "support/quantizers.h"
 #include "support/random.h"
@@ -30,8 +31,8 @@ inline std::vector<std::byte> random_bytes(ElementType type, std::int64_t rows,
   const auto half = [&] {
     for (;;) {
       const auto bits = static_cast<f16>(random.bits());
-      const bool finite = (bits & 0x7c00u) != 0x7c00u;
-      if (extreme ? finite : (bits & 0x7fffu) >= 0x1c00u && (bits & 0x7fffu) < 0x2c00u) return bits;
+      if (extreme ? is_finite(bits) : (bits & 0x7fffu) >= 0x1c00u && (bits & 0x7fffu) < 0x2c00u)
+        return bits;
     }
   };
   std::vector<std::byte> out;

@@ -7,12 +7,11 @@
 #include <cmath>
 #include <optional>
 
+#include "base/half.h"
 #include "support/random.h"
 
 namespace trimpot {
 namespace {
-
-bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
 struct GroupValues {
   f16 scale;
@@ -54,7 +53,7 @@ GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero
 TEST(CommittedGroup, AtTheStartNothingChanges) {
   RandomStream random(1);
   const auto check = [](f16 scale, f16 offset) {
-    if (!finite(scale) || !finite(offset)) return;
+    if (!is_finite(scale) || !is_finite(offset)) return;
     const f16 same = f32_to_f16(f16_to_f32(scale) * 1.0f);
     const GroupValues now = committed_group({scale, offset, false}, same, std::nullopt);
     ASSERT_EQ(now.scale, scale);
@@ -119,9 +118,9 @@ TEST(CommittedGroup, SixteenRowsAreTheSameRule) {
     std::array<f16, kTileRows> scales, centres, learned, zeros, to_scales, to_centres;
     for (int i = 0; i < kTileRows; ++i) {
       do scales[i] = any(0.1);
-      while (!finite(scales[i]));
+      while (!is_finite(scales[i]));
       do centres[i] = any(0.1);
-      while (!finite(centres[i]));
+      while (!is_finite(centres[i]));
       learned[i] = any(0.1);
       zeros[i] = any(0.1);
     }
@@ -135,10 +134,10 @@ TEST(CommittedGroup, SixteenRowsAreTheSameRule) {
           by_rule({scales[i], has ? centres[i] : f16{0}, has && stored}, learned[i],
                   has && learns ? std::optional<f16>(zeros[i]) : std::nullopt);
       ASSERT_TRUE(same_number(to_scales[i], want.scale)) << scales[i] << " " << learned[i];
-      all_finite = all_finite && finite(want.scale);
+      all_finite = all_finite && is_finite(want.scale);
       if (!has) continue;
       ASSERT_TRUE(same_number(to_centres[i], want.centre)) << scales[i] << " " << centres[i];
-      all_finite = all_finite && finite(want.centre);
+      all_finite = all_finite && is_finite(want.centre);
     }
     ASSERT_EQ(good, all_finite);
   }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/half.h"
 #include "io/test_files.h"
 #include "model/training_pass.h"
 #include "support/compare.h"
@@ -18,8 +19,6 @@ namespace trimpot {
 namespace {
 
 using enum ElementType;
-
-bool finite(f16 bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
 // A model in which every type occurs, and some groups have the scale 0.
 ToyOptions mixed_options() {
@@ -266,7 +265,7 @@ TEST_F(Scales, ZeroPointsTooLargeForF16StayFrozen) {
     const auto tensors = (*method)->adapter_tensors();
     ASSERT_TRUE(tensors);
     for (const AdapterTensor& tensor : *tensors)
-      for (const f16 value : halves(tensor)) ASSERT_TRUE(finite(value)) << tensor.name;
+      for (const f16 value : halves(tensor)) ASSERT_TRUE(is_finite(value)) << tensor.name;
   }
 }
 

@@ -4,7 +4,7 @@
 namespace trimpot::cli {
 namespace {
 
-constexpr BuiltinPlan kPlans[] = {
+constexpr BuiltinPlan kPeqaPlans[] = {
     {"quick", R"json({
  "title": "Methods in short",
  "about": "One method of each kind, as the papers compare them.",
@@ -117,6 +117,6 @@ constexpr BuiltinPlan kPlans[] = {
 
 }  // namespace
 
-std::span<const BuiltinPlan> peqa_plans() { return kPlans; }
+std::span<const BuiltinPlan> peqa_plans() { return kPeqaPlans; }
 
 }  // namespace trimpot::cli

@@ -4,7 +4,7 @@
 namespace trimpot::cli {
 namespace {
 
-constexpr BuiltinPlan kPlans[] = {
+constexpr BuiltinPlan kQeftPlans[] = {
     {"1", R"json({
  "title": "QEFT, Table 1: reordering and groups",
  "about": "k = 16 weak columns, 4 bits.",
@@ -292,6 +292,6 @@ constexpr BuiltinPlan kPlans[] = {
 
 }  // namespace
 
-std::span<const BuiltinPlan> qeft_plans() { return kPlans; }
+std::span<const BuiltinPlan> qeft_plans() { return kQeftPlans; }
 
 }  // namespace trimpot::cli

@@ -257,7 +257,7 @@ std::string about_head(const ReportHead& head) {
   return text;
 }
 
-constexpr const char* kStyle = R"(<style>
+constexpr const char* kTableStyle = R"(<style>
 :root { color-scheme: light dark; --line: #ccc; --quiet: #555; }
 @media (prefers-color-scheme: dark) { :root { --line: #444; --quiet: #bbb; } }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
@@ -323,7 +323,7 @@ std::string html(const ReportHead& head, const std::vector<Section>& sections) {
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
       "<title>Methods compared</title>\n{}</head>\n<body>\n<h1>Methods compared</h1>\n<p>{}</p>\n"
       "<p><code>{}</code></p>\n",
-      kStyle, escape_markup(about_head(head)), escape_markup(head.command));
+      kTableStyle, escape_markup(about_head(head)), escape_markup(head.command));
   for (const Section& section : sections) {
     text += fmt::format("<section>\n<h2>{}</h2>\n", escape_markup(section.table.title));
     if (!section.table.about.empty())
