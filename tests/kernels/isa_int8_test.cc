@@ -164,6 +164,30 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
       }
 }
 
+// From 32 tokens on codes may be unpacked first, up to 4096 columns of them: the same bits as for a
+// few.
+TEST_P(IsaInt8, LinearOfManyTokens) {
+  if (GetParam() == &scalar()) GTEST_SKIP() << "takes one token at a time";
+  for (const MatrixFormat& format : all_formats())
+    for (const auto& [rows, wanted] : {std::pair{40, 96}, {40, 160}, {16, 4096}, {16, 4160}}) {
+      const std::int64_t columns = fitting(format, wanted);
+      const Matrix weight = format.make(rows, columns, 9, false);
+      const Rounded in(scalar(), activations(36, columns, 2), columns);
+      std::vector<float> parts;
+      for (const std::int64_t token : {0, 12, 24}) {
+        const auto part = linear(*GetParam(), weight, in, token, token + 12);
+        parts.insert(parts.end(), part.begin() + token * rows, part.begin() + (token + 12) * rows);
+      }
+      const auto& want = parts;
+      for (const std::int64_t begin : {1, 4}) {
+        const auto got = linear(*GetParam(), weight, in, begin, 36);
+        const auto from = static_cast<std::size_t>(begin * rows);
+        EXPECT_TRUE(same_bits(std::span(got).subspan(from), std::span(want).subspan(from)))
+            << format.name << ' ' << columns << " columns, from token " << begin;
+      }
+    }
+}
+
 // Weak columns taken along give the bits of a product after the codes'.
 TEST_P(IsaInt8, LinearTakesWeakColumnsAlong) {
   constexpr std::int64_t kColumns = 96, kWeak = 5, kStride = 9;

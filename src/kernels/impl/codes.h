@@ -77,6 +77,17 @@ struct Nf4 {
   }
 };
 
+// C's bytes, unpacked before: [chunks][8 steps][16 rows][4 columns].
+template <class C>
+struct Unpacked : C {
+  static constexpr int kBits = 8;
+  static constexpr std::int64_t kChunkBytes = 512;
+  template <class S, int kStep>
+  [[gnu::always_inline]] static typename S::B bytes(const std::uint8_t* chunk) {
+    return S::load_bytes(chunk + 64 * kStep);
+  }
+};
+
 // Calls body.template operator()<C>() for the codes of a matrix.
 template <class Body>
 [[gnu::always_inline]] inline auto with_codes(const MatrixView& w, Body&& body) {

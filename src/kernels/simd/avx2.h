@@ -16,7 +16,8 @@ struct Avx2 {
   static constexpr int kMaxRowsF32 = 6;
   static constexpr int kMaxRowsI8 = 4;
   static constexpr int kMaxTiles = 1;
-  static constexpr int kVectors = 8;            // of 16 lanes
+  static constexpr int kVectors = 8;  // of 16 lanes
+  static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   template <int kBits>
   static constexpr int kPasses = kBits > 4 ? 2 : 1;
@@ -150,6 +151,10 @@ struct Avx2 {
   static B load_bytes(const std::uint8_t* from) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32))};
+  }
+  static void store_bytes(std::uint8_t* to, B a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), a.low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), a.high);
   }
   static B broadcast4(const std::int8_t* from) {
     std::int32_t four;
