@@ -19,7 +19,7 @@ struct Avx512 {
   static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
-  static constexpr bool kUnpacksForMany = false;  // two tiles of 48 chunks exceed the L1 cache
+  static constexpr bool kUnpacksForMany = false;  // not measured
   static constexpr bool kPairsOfCodes = true;     // 16 vectors of codes fit the registers
   template <int kBits>
   static constexpr int kPasses = 1;
