@@ -173,16 +173,16 @@ TEST_P(IsaInt8, LinearOfManyTokens) {
       const std::int64_t columns = fitting(format, wanted);
       const Matrix weight = format.make(rows, columns, 9, false);
       const Rounded in(scalar(), activations(36, columns, 2), columns);
-      std::vector<float> parts;
+      std::vector<float> want;
       for (const std::int64_t token : {0, 12, 24}) {
         const auto part = linear(*GetParam(), weight, in, token, token + 12);
-        parts.insert(parts.end(), part.begin() + token * rows, part.begin() + (token + 12) * rows);
+        want.insert(want.end(), part.begin() + token * rows, part.begin() + (token + 12) * rows);
       }
-      const auto& want = parts;
       for (const std::int64_t begin : {1, 4}) {
         const auto got = linear(*GetParam(), weight, in, begin, 36);
         const auto from = static_cast<std::size_t>(begin * rows);
-        EXPECT_TRUE(same_bits(std::span(got).subspan(from), std::span(want).subspan(from)))
+        EXPECT_TRUE(same_bits(std::span<const float>(got).subspan(from),
+                              std::span<const float>(want).subspan(from)))
             << format.name << ' ' << columns << " columns, from token " << begin;
       }
     }
