@@ -17,14 +17,13 @@ void pack_chunk(int bits, const std::uint8_t* codes, std::int64_t row_stride, st
     std::uint32_t four[8];  // the bytes of each step
     std::memcpy(four, from, sizeof four);
     if (bits == 3) {
-      std::uint32_t fields[2] = {}, third = 0;
-      for (int step = 0; step < 8; ++step) {
-        fields[step / 4] |= (four[step] & 0x03030303u) << step % 4 * 2;
-        third |= (four[step] >> 2 & 0x01010101u) << step;
-      }
-      std::memcpy(to, &fields[0], 4);
-      std::memcpy(to + 64, &fields[1], 4);
-      std::memcpy(to + 128, &third, 4);
+      std::uint32_t planes[3];
+      for (int plane = 0; plane < 3; ++plane)
+        planes[plane] = (four[plane] & 0x07070707u) | (four[plane + 3] & 0x07070707u) << 3;
+      planes[0] |= (four[6] & 0x03030303u) << 6;
+      planes[2] |= (four[7] & 0x03030303u) << 6;
+      planes[1] |= (four[6] & 0x04040404u) << 4 | (four[7] & 0x04040404u) << 5;
+      for (int plane = 0; plane < 3; ++plane) std::memcpy(to + plane * 64, &planes[plane], 4);
       continue;
     }
     for (int plane = 0; plane < 4; ++plane) {

@@ -19,9 +19,9 @@
 //
 // Inside a chunk, step b (0..7) is the columns 4b..4b+3, and byte 4r+j belongs to row r, column
 // 4b+j: one 64-byte vector feeds one u8 x s8 dot product against a broadcast of 4 activations.
-//   3 bits: plane b/4 holds the low two bits of step b at bits 2 (b % 4); then one plane whose bit
-//   b
-//           holds the third bit of step b
+//   3 bits: plane b%3 holds step b < 6 at bits 0 to 2 (b < 3) or 3 to 5; bits 6 and 7 of planes 0
+//           and 2 hold the low two bits of steps 6 and 7, those of plane 1 their third bits. With
+//           the third bits in a plane of their own each step took five instructions to unpack
 //   4 bits: plane b/2 holds step b in its low nibbles (b even) or high nibbles (b odd)
 //   5 bits: as 4 bits, then one plane whose bit b holds the fifth bit of step b
 //   8 bits: plane b holds step b

@@ -3,6 +3,7 @@
 #endif
 
 #include <cstdlib>
+#include <utility>
 
 #include "kernels/isa.h"
 #include "kernels/kernels.h"
@@ -50,6 +51,9 @@ std::vector<IsaInfo> list_isas() {
   const Kernels& best = avx512_bf16_kernels();
   isas.push_back({&best, best.name, "AVX-512 F, BW, DQ, VL, VNNI, BF16", with_bf16});
   isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});
+  // Intel's cores have bf16 for AMX: 43 G multiply-adds/s in vectors where f32's are 88 (Emerald
+  // Rapids), and a tuning step took 1.4 times as long.
+  if (__builtin_cpu_is("intel")) std::swap(isas[0], isas[1]);
   isas.push_back({&kAvx2Kernels, kAvx2Kernels.name, "AVX2, FMA, F16C", avx2});
 #endif
   isas.push_back({&kScalarKernels, kScalarKernels.name, "nothing", true});

@@ -395,7 +395,7 @@ TEST_F(ForcedIsa, TablesAreDifferentCode) {
   for (std::size_t a = 0; a < isas.size(); ++a)
     for (std::size_t b = 0; b < a; ++b) {
       EXPECT_NE(isas[a].name, isas[b].name);
-      if (isas[b].name == isas[a].name + "_bf16") {
+      if (isas[a].name.starts_with("avx512") && isas[b].name.starts_with("avx512")) {
         EXPECT_NE(isas[a].kernels->multiply_bf16, isas[b].kernels->multiply_bf16);
         EXPECT_EQ(isas[a].kernels->multiply, isas[b].kernels->multiply);
         continue;

@@ -13,9 +13,11 @@ template <class S, int kBits, int kStep>
   if constexpr (kBits == 8) {
     return S::load_bytes(chunk + 64 * kStep);
   } else if constexpr (kBits == 3) {
+    if constexpr (kStep < 6)
+      return S::template field<kStep / 3 * 3, 3>(S::load_bytes(chunk + 64 * (kStep % 3)));
     const typename S::B low =
-        S::template two_bits<kStep % 4>(S::load_bytes(chunk + 64 * (kStep / 4)));
-    return S::bit_or(low, S::template move_bit<kStep, 2>(S::load_bytes(chunk + 128)));
+        S::template field<6, 2>(S::load_bytes(chunk + (kStep == 6 ? 0 : 128)));
+    return S::bit_or(low, S::template move_bit<kStep, 2>(S::load_bytes(chunk + 64)));
   } else {
     const typename S::B both = S::load_bytes(chunk + 64 * (kStep / 2));
     const typename S::B low = kStep % 2 == 0 ? S::low_nibbles(both) : S::high_nibbles(both);

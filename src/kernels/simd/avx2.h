@@ -168,11 +168,13 @@ struct Avx2 {
   static B high_nibbles(B a) {
     return low_nibbles({_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)});
   }
-  template <int kField>
-  static B two_bits(B a) {
-    const __m256i mask = _mm256_set1_epi8(3);
-    return {_mm256_and_si256(_mm256_srli_epi16(a.low, 2 * kField), mask),
-            _mm256_and_si256(_mm256_srli_epi16(a.high, 2 * kField), mask)};
+  template <int kFrom, int kCount>
+  static B field(B a) {
+    const auto take = [](__m256i v) {
+      return _mm256_and_si256(kFrom > 0 ? _mm256_srli_epi16(v, kFrom) : v,
+                              _mm256_set1_epi8((1 << kCount) - 1));
+    };
+    return {take(a.low), take(a.high)};
   }
   template <int kBit, int kTo>
   static B move_bit(B a) {

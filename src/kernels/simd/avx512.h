@@ -122,9 +122,10 @@ struct Avx512 {
   }
   static B low_nibbles(B a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
   static B high_nibbles(B a) { return low_nibbles({_mm512_srli_epi16(a.v, 4)}); }
-  template <int kField>
-  static B two_bits(B a) {
-    return {_mm512_and_si512(_mm512_srli_epi16(a.v, 2 * kField), _mm512_set1_epi8(3))};
+  template <int kFrom, int kCount>
+  static B field(B a) {
+    const __m512i moved = kFrom > 0 ? _mm512_srli_epi16(a.v, kFrom) : a.v;
+    return {_mm512_and_si512(moved, _mm512_set1_epi8((1 << kCount) - 1))};
   }
   template <int kBit, int kTo>
   static B move_bit(B a) {

@@ -172,9 +172,9 @@ struct Scalar {
     for (auto& byte : a.byte) byte >>= 4;
     return a;
   }
-  template <int kField>
-  static B two_bits(B a) {  // field kField (0 .. 3) of two bits
-    for (auto& byte : a.byte) byte = byte >> 2 * kField & 3;
+  template <int kFrom, int kCount>
+  static B field(B a) {  // kCount bits of every byte, from bit kFrom on
+    for (auto& byte : a.byte) byte = byte >> kFrom & ((1 << kCount) - 1);
     return a;
   }
   template <int kBit, int kTo>
