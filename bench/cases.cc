@@ -97,24 +97,31 @@ Case scale_gradient_case(const Format& format, std::int64_t tokens) {
           }};
 }
 
+constexpr std::int64_t kBlocks = kRows / kInt16Block;
+
 // dx [tokens, 32 columns] = dy W of one chunk, unpacking included.
-Case input_gradient_case(const Format& format, std::int64_t tokens, bool bf16_dots) {
-  return {fmt::format("input_gradient_{}/{}/tokens {}", bf16_dots ? "bf16" : "f32", format.name,
+Case input_gradient_case(const Format& format, std::int64_t tokens, bool int16_dots) {
+  return {fmt::format("input_gradient_{}/{}/tokens {}", int16_dots ? "int16" : "f32", format.name,
                       tokens),
           static_cast<double>(tokens * kRows * 32), static_cast<double>(kRows * format.bits * 4),
-          [&format, tokens, bf16_dots](const Kernels& k) -> std::function<void()> {
-            if (bf16_dots && !k.bf16_backward) return nullptr;
+          [&format, tokens, int16_dots](const Kernels& k) -> std::function<void()> {
+            if (int16_dots && !k.int16_backward) return nullptr;
             auto o = std::make_shared<Operands>(format, tokens);
             auto panel = std::make_shared<AlignedBuffer<float>>(kRows * 32);
-            auto rounded = std::make_shared<AlignedBuffer<bf16>>(o->y.size());
-            k.to_bf16(o->y.data(), static_cast<std::int64_t>(o->y.size()), rounded->data());
-            return [o, panel, rounded, &k, tokens, bf16_dots] {
+            auto codes = std::make_shared<AlignedBuffer<std::int16_t>>(o->y.size());
+            auto scales = std::make_shared<AlignedBuffer<float>>(tokens * kBlocks);
+            if (int16_dots)
+              for (std::int64_t t = 0; t < tokens; ++t)
+                k.to_int16(o->y.data() + t * kRows, kRows, codes->data() + t * kRows,
+                           scales->data() + t * kBlocks);
+            return [o, panel, codes, scales, &k, tokens, int16_dots] {
               const MatrixView& w = o->weight.view();
-              if (bf16_dots) {
-                auto* pairs = reinterpret_cast<bf16*>(panel->data());
-                k.unpack_columns_bf16(w, 0, 0, w.tiles, pairs);
-                k.multiply_bf16(rounded->data(), kRows, pairs, kRows, 0, tokens, o->x.data(),
-                                kColumns, 32, false);
+              if (int16_dots) {
+                auto* pairs = reinterpret_cast<std::int16_t*>(panel->data());
+                float* panel_scales = panel->data() + kRows * 16;
+                k.unpack_columns_int16(w, 0, 0, w.tiles, pairs, panel_scales);
+                k.multiply_int16({codes->data(), kRows, scales->data(), kBlocks}, pairs,
+                                 panel_scales, kRows, 0, tokens, o->x.data(), kColumns, 32, false);
                 return;
               }
               k.unpack_columns(w, 0, 0, w.tiles, false, panel->data());

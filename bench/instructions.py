@@ -31,7 +31,7 @@ def main():
     options = parser.parse_args()
     listed = subprocess.run([options.program, "--list"], capture_output=True, text=True, check=True).stdout
     cases = [line.split("\t") for line in listed.splitlines()]
-    cases = [(name, float(macs)) for macs, name in cases if options.only in name and "bf16" not in name]
+    cases = [(name, float(macs)) for macs, name in cases if options.only in name and "int16" not in name]
     recorded = json.loads(LIMITS.read_text()) if LIMITS.exists() else {}
 
     def per_mac(case):

@@ -117,12 +117,12 @@ Status report(const BenchOptions& options, Engine& engine, const char* what, std
               {"work",
                {{"bytes", work.bytes},
                 {"int8_macs", work.int8_macs},
-                {"bf16_macs", work.bf16_macs},
+                {"int16_macs", work.int16_macs},
                 {"f32_macs", work.f32_macs}}},
               {"roof",
                {{"read_bytes_per_second", roof.read_bytes},
                 {"int8_macs_per_second", roof.int8},
-                {"bf16_macs_per_second", roof.bf16},
+                {"int16_macs_per_second", roof.int16},
                 {"f32_macs_per_second", roof.f32}}}};
     if (forward != nullptr) {
       json["method"] = options.method;
@@ -145,8 +145,8 @@ Status report(const BenchOptions& options, Engine& engine, const char* what, std
       work.bytes / roof.read_bytes >= roof.seconds(work)
           ? fmt::format("reading {} at {:.1f} GB/s", format_bytes(work.bytes),
                         roof.read_bytes / 1e9)
-          : fmt::format("{:.1f} G multiply-adds in int8, {:.1f} in bf16, {:.1f} in f32",
-                        work.int8_macs / 1e9, work.bf16_macs / 1e9, work.f32_macs / 1e9),
+          : fmt::format("{:.1f} G multiply-adds in int8, {:.1f} in int16, {:.1f} in f32",
+                        work.int8_macs / 1e9, work.int16_macs / 1e9, work.f32_macs / 1e9),
       tokens, kRounds, engine.compute.kernels.name, engine.compute.team.size(),
       engine.compute.team.size() == 1 ? "" : "s", format_bytes(peak)));
 }
@@ -364,7 +364,7 @@ Status bench_roof(const BenchOptions& options) {
     const double join = join_seconds(compute);
     Json row{{"threads", threads},
              {"int8_macs_per_second", peaks.int8},
-             {"bf16_macs_per_second", peaks.bf16},
+             {"int16_macs_per_second", peaks.int16},
              {"f32_macs_per_second", peaks.f32},
              {"join_microseconds", join * 1e6},
              {"read", Json::array()}};
@@ -374,7 +374,7 @@ Status bench_roof(const BenchOptions& options) {
       row["read"].push_back({{"bytes", bytes}, {"bytes_per_second", rate}});
       column.push_back(fmt::format("{:.1f}", rate / 1e9));
     }
-    for (const double rate : {peaks.int8, peaks.bf16, peaks.f32})
+    for (const double rate : {peaks.int8, peaks.int16, peaks.f32})
       column.push_back(rate > 0 ? fmt::format("{:.0f}", rate / 1e9) : "-");
     column.push_back(fmt::format("{:.2f}", join * 1e6));
     columns.push_back(std::move(column));
@@ -384,7 +384,7 @@ Status bench_roof(const BenchOptions& options) {
   std::vector<std::string> names{"threads"};
   for (const std::size_t bytes : sizes)
     names.push_back(fmt::format("reading {}, GB/s", format_bytes(static_cast<double>(bytes))));
-  for (const char* name : {"int8, G multiply-adds/s", "bf16, G multiply-adds/s",
+  for (const char* name : {"int8, G multiply-adds/s", "int16, G multiply-adds/s",
                            "f32, G multiply-adds/s", "joining the threads, us"})
     names.push_back(name);
   std::string text = fmt::format("{} kernels\n", kernels->name);

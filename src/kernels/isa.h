@@ -11,13 +11,6 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-// What AVX512_BF16 adds to them.
-struct Bf16Kernels {
-  decltype(Kernels::unpack_columns_bf16) unpack_columns;
-  decltype(Kernels::multiply_bf16) multiply;
-  decltype(Kernels::peak_bf16) peak;
-};
-extern const Bf16Kernels kAvx512Bf16Kernels;
 #endif
 
 }  // namespace trimpot

@@ -4,6 +4,6 @@
 
 namespace trimpot {
 
-constinit const Kernels kAvx512Kernels = impl::make_kernels<Avx512<false>>();
+constinit const Kernels kAvx512Kernels = impl::make_kernels<Avx512>();
 
 }  // namespace trimpot

@@ -55,9 +55,21 @@ struct WeakPart {
 };
 inline constexpr std::int64_t kMostTokensWithWeak = 4;
 
+// Values rounded to whole numbers of 13 bits, with a scale for each 128 of them (the largest is
+// 4095): the products of 128 pairs fit 32 bits, 128 * 4095^2 < 2^31. Their error, at most 1/8190 of
+// the largest, is below that of bf16, 1/512 of each, where the largest is below 16 times the rest.
+inline constexpr std::int64_t kInt16Block = 128;
+inline constexpr float kInt16Limit = 4095.0f;
+struct Int16View {
+  std::int16_t* codes = nullptr;  // [tokens, rows], rows padded with 0 to an even count
+  std::int64_t stride = 0;        // between tokens
+  float* scales = nullptr;        // [tokens, blocks]
+  std::int64_t scale_stride = 0;
+};
+
 struct Kernels {
   const char* name;
-  bool bf16_backward;  // input gradients by bf16 dot products instead of f32
+  bool int16_backward;  // input gradients by dot products of 16-bit numbers instead of f32
 
   // Rounds tokens [begin, end) of x [tokens, columns] to int8. A token with a value that is not
   // finite gets a NaN scale.
@@ -86,15 +98,19 @@ struct Kernels {
   // 32 columns of tiles [tile_begin, tile_end) with rows first, [16 * tiles][32], for dy * W.
   void (*unpack_columns)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
                          std::int64_t tile_end, bool raw, float* panel);
-  // The same as pairs of rows in bf16, [8 * tiles][32][2]; null without bf16_backward.
-  void (*unpack_columns_bf16)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
-                              std::int64_t tile_end, bf16* panel);
-  // c[t, 0..31] (+)= sum_n dy[t, n] panel[n, 0..31] over `rows` (even) rows; dy as bf16.
-  // `columns` (<= 32) are stored.
-  void (*multiply_bf16)(const bf16* dy, std::int64_t dy_stride, const bf16* panel,
-                        std::int64_t rows, std::int64_t token_begin, std::int64_t token_end,
-                        float* c, std::int64_t c_stride, int columns, bool add);
-  void (*to_bf16)(const float* from, std::int64_t count, bf16* to);
+  // The same as pairs of rows in whole numbers, [8 * tiles][32][2], with a scale for each 8 tiles.
+  // This and the next two are null without int16_backward.
+  void (*unpack_columns_int16)(const MatrixView& weight, std::int64_t chunk,
+                               std::int64_t tile_begin, std::int64_t tile_end, std::int16_t* panel,
+                               float* scales);
+  // c[t, 0..31] (+)= sum_n dy[t, n] panel[n, 0..31] over `rows` (even) rows from the beginning of a
+  // block of dy on. `columns` (<= 32) are stored.
+  void (*multiply_int16)(const Int16View& dy, const std::int16_t* panel, const float* panel_scales,
+                         std::int64_t rows, std::int64_t token_begin, std::int64_t token_end,
+                         float* c, std::int64_t c_stride, int columns, bool add);
+  // Rounds a row, padded to an even count. `to` may be where `from` is. A block with a value that
+  // is not finite gets a NaN scale.
+  void (*to_int16)(const float* from, std::int64_t count, std::int16_t* to, float* scales);
 
   // For tiles [tile_begin, tile_end), the first of which is written at d_scale[0], summed over
   // `tokens` tokens in blocks of 128:
@@ -142,9 +158,8 @@ struct Kernels {
   float (*highest)(const float* x, std::int64_t count);
   // log(sum(exp(logits))).
   float (*log_sum_exp)(const float* logits, std::int64_t count);
-  // logits -> weight * exp(logits - lse), in place as f32, or as bf16 in the first half of the row.
-  void (*softmax_gradient)(float* logits, std::int64_t count, float lse, float weight,
-                           bool as_bf16);
+  // logits -> weight * exp(logits - lse), in place.
+  void (*softmax_gradient)(float* logits, std::int64_t count, float lse, float weight);
   // out = x * factor
   void (*scale)(const float* x, std::int64_t count, float factor, float* out);
   // x *= factors, element by element
@@ -160,10 +175,10 @@ struct Kernels {
   void (*narrow_f16)(const float* from, std::int64_t count, f16* to);
 
   // What one core can do at most: 12 vectors of 16 lanes a round, of one multiply-add per lane, of
-  // 4 (bytes), of 2 (null without bf16_backward). `start` is 1; what they give means nothing.
+  // 4 (bytes), of 2 (null without int16_backward). `start` is 1; what they give means nothing.
   float (*peak_f32)(std::int64_t rounds, float start);
   float (*peak_int8)(std::int64_t rounds, float start);
-  float (*peak_bf16)(std::int64_t rounds, float start);
+  float (*peak_int16)(std::int64_t rounds, float start);
   // Reads memory once, from one end to the other; `bytes` is a multiple of 256.
   float (*read_memory)(const std::uint8_t* data, std::int64_t bytes);
 };

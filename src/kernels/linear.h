@@ -119,11 +119,13 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                      const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
                      bool add, const KnownOutput& y = {});
 
-// The head's input gradient: dy as softmax_gradient() left it, rows `dy_stride` floats apart, in
-// bf16 if the kernels work with bf16 on this path.
-bool uses_bf16(const Compute& compute);
-void head_backward(Compute& compute, const LinearView& head, const float* dy,
-                   std::int64_t dy_stride, std::int64_t tokens, float* dx);
+// Whether input gradients are products of whole numbers on this path.
+bool uses_int16(const Compute& compute);
+// The head's input gradient: rows of dy are `dy_stride` floats apart, each of which
+// round_head_row() has put into the form that the kernels work with, in place.
+void round_head_row(Compute& compute, float* dy, std::int64_t rows, int member);
+void head_backward(Compute& compute, const LinearView& head, float* dy, std::int64_t dy_stride,
+                   std::int64_t tokens, float* dx);
 
 // out[:, i] = x[:, columns[i]]; rows of `width` floats.
 void gather_columns(Compute& compute, const float* x, std::int64_t width, std::int64_t tokens,

@@ -9,12 +9,11 @@
 namespace trimpot {
 namespace {
 
-// Rows of dy, and their bf16 form where the kernels work with it.
+// Rows of dy, or their form in whole numbers where the kernels work with it.
 struct OutputGradient {
   const float* values;
   std::int64_t stride;
-  const bf16* rounded = nullptr;
-  std::int64_t rounded_stride = 0;
+  Int16View rounded = {};
 };
 
 // dx[:, chunk] (+)= dy[:, rows of the tiles] W[those rows, chunk].
@@ -25,12 +24,16 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
   const int columns = static_cast<int>(std::min<std::int64_t>(kChunkColumns, w.columns - column));
   const std::int64_t rows = std::min(tile_end * kTileRows, w.rows) - row;
   float* panel = compute.scratch(member, (tile_end - tile) * kTileRows * kChunkColumns);
-  if (dy.rounded != nullptr) {
-    auto* pairs = reinterpret_cast<bf16*>(panel);
-    compute.kernels.unpack_columns_bf16(w, chunk, tile, tile_end, pairs);
+  if (dy.rounded.codes != nullptr) {
+    auto* pairs = reinterpret_cast<std::int16_t*>(panel);  // half of the panel
+    float* scales = panel + (tile_end - tile) * kTileRows * kChunkColumns / 2;
+    compute.kernels.unpack_columns_int16(w, chunk, tile, tile_end, pairs, scales);
+    Int16View block = dy.rounded;
+    block.codes += row;
+    block.scales += row / kInt16Block;
     // dy rows are padded with zeros to whole pairs.
-    compute.kernels.multiply_bf16(dy.rounded + row, dy.rounded_stride, pairs, rows + rows % 2,
-                                  token_begin, token_end, dx + column, dx_stride, columns, add);
+    compute.kernels.multiply_int16(block, pairs, scales, rows + rows % 2, token_begin, token_end,
+                                   dx + column, dx_stride, columns, add);
   } else {
     compute.kernels.unpack_columns(w, chunk, tile, tile_end, false, panel);
     compute.kernels.multiply({dy.values + row + token_begin * dy.stride, dy.stride, 1},
@@ -43,7 +46,7 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
 // is 6 MiB for 60 tokens, and every chunk reads all of it) stay in the second-level cache.
 void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradient& dy,
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
-  constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: panels of 96 KiB in bf16
+  constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: panels of 96 KiB
   const MatrixView& w = weight.view();
   for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles)
     for_each_block(compute, divide_up(w.columns, kChunkColumns), tokens,
@@ -53,21 +56,18 @@ void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradien
                    });
 }
 
-// dy with its bf16 form, rows padded with zeros to an even count.
+// dy with its form in whole numbers.
 OutputGradient rounded(Compute& compute, const float* dy, std::int64_t rows, std::int64_t dy_stride,
                        std::int64_t tokens) {
   OutputGradient out{dy, dy_stride};
-  if (!uses_bf16(compute)) return out;
-  const std::int64_t stride = rows + rows % 2;
-  bf16* to = compute.rounded(tokens * stride);
+  if (!uses_int16(compute)) return out;
+  out.rounded = compute.rounded(tokens, rows);
   compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t token = begin; token < end; ++token) {
-      compute.kernels.to_bf16(dy + token * dy_stride, rows, to + token * stride);
-      if (rows % 2 != 0) to[token * stride + rows] = 0;
-    }
+    for (std::int64_t token = begin; token < end; ++token)
+      compute.kernels.to_int16(dy + token * dy_stride, rows,
+                               out.rounded.codes + token * out.rounded.stride,
+                               out.rounded.scales + token * out.rounded.scale_stride);
   });
-  out.rounded = to;
-  out.rounded_stride = stride;
   return out;
 }
 
@@ -186,8 +186,8 @@ bool takes_output(const Compute& compute, const LinearView& linear, const Linear
          linear.weight->groups() == 1 && linear.weak == nullptr && linear.low_rank == nullptr;
 }
 
-bool uses_bf16(const Compute& compute) {
-  return compute.precision == Precision::kDefault && compute.kernels.bf16_backward;
+bool uses_int16(const Compute& compute) {
+  return compute.precision == Precision::kDefault && compute.kernels.int16_backward;
 }
 
 void dense_gradient(Compute& compute, const float* dy, std::int64_t rows, const float* x,
@@ -245,13 +245,28 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                       dx);
 }
 
-void head_backward(Compute& compute, const LinearView& head, const float* dy,
-                   std::int64_t dy_stride, std::int64_t tokens, float* dx) {
+namespace {
+
+// Codes, then scales, where the floats were: 4 bytes a number become 2 and, for each 128, 4 more.
+Int16View int16_in_place(float* dy, std::int64_t rows, std::int64_t stride) {
+  return {reinterpret_cast<std::int16_t*>(dy), stride * 2, dy + (rows + 1) / 2, stride};
+}
+
+}  // namespace
+
+void round_head_row(Compute& compute, float* dy, std::int64_t rows, int member) {
+  if (!uses_int16(compute)) return;
+  const Int16View to = int16_in_place(dy, rows, rows);
+  const std::int64_t blocks = divide_up(rows, kInt16Block);
+  float* scales = compute.scratch(member, static_cast<std::size_t>(blocks));
+  compute.kernels.to_int16(dy, rows, to.codes, scales);
+  std::memcpy(to.scales, scales, static_cast<std::size_t>(blocks) * sizeof(float));
+}
+
+void head_backward(Compute& compute, const LinearView& head, float* dy, std::int64_t dy_stride,
+                   std::int64_t tokens, float* dx) {
   OutputGradient gradient{dy, dy_stride};
-  if (uses_bf16(compute)) {
-    gradient.rounded = reinterpret_cast<const bf16*>(dy);
-    gradient.rounded_stride = dy_stride * 2;
-  }
+  if (uses_int16(compute)) gradient.rounded = int16_in_place(dy, head.weight->rows(), dy_stride);
   const std::int64_t width = head.weight->columns();
   if (head.weight_columns != nullptr) clear(compute, dx, tokens * width);
   part_gradient(compute, *head.weight, head.weight_columns, 0, gradient, tokens, dx, width, false);

@@ -17,7 +17,7 @@ namespace trimpot {
 
 enum class Precision {
   kF32,      // weights dequantized, everything in f32: the yardstick
-  kDefault,  // packed codes times int8 activations; f16 keys and values; bf16 input gradients
+  kDefault,  // packed codes times int8 activations; f16 keys and values
 };
 
 // What every operation works with. One per engine; not for two threads at once.
@@ -35,10 +35,12 @@ class Compute {
     scratch_[member].reserve(count);
     return scratch_[member].data();
   }
-  // At least `count` bf16 for a rounded output gradient.
-  bf16* rounded(std::size_t count) {
-    rounded_.reserve(count);
-    return rounded_.data();
+  // Room for an output gradient [tokens, rows] in whole numbers.
+  Int16View rounded(std::int64_t tokens, std::int64_t rows) {
+    const std::int64_t stride = rows + rows % 2, blocks = (rows + kInt16Block - 1) / kInt16Block;
+    rounded_.reserve(tokens * stride);
+    rounded_scales_.reserve(tokens * blocks);
+    return {rounded_.data(), stride, rounded_scales_.data(), blocks};
   }
   // At least `count` floats shared by all members during one operation; contents do not outlive it.
   enum Shared { kReordered, kLowRankInput, kLowRankInner, kLowRankGradient, kScores, kSharedCount };
@@ -53,7 +55,8 @@ class Compute {
  private:
   std::vector<AlignedBuffer<float>> scratch_;
   AlignedBuffer<float> shared_[kSharedCount];
-  AlignedBuffer<bf16> rounded_;
+  AlignedBuffer<std::int16_t> rounded_;
+  AlignedBuffer<float> rounded_scales_;
 };
 
 void copy_rows(Compute& compute, const float* x, std::int64_t tokens, std::int64_t columns,

@@ -3,7 +3,6 @@
 #endif
 
 #include <cstdlib>
-#include <utility>
 
 #include "kernels/isa.h"
 #include "kernels/kernels.h"
@@ -19,19 +18,6 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
-const Kernels& avx512_bf16_kernels() {
-  static const Kernels table = [] {
-    Kernels k = kAvx512Kernels;
-    k.name = "avx512_bf16";
-    k.bf16_backward = true;
-    k.unpack_columns_bf16 = kAvx512Bf16Kernels.unpack_columns;
-    k.multiply_bf16 = kAvx512Bf16Kernels.multiply;
-    k.peak_bf16 = kAvx512Bf16Kernels.peak;
-    return k;
-  }();
-  return table;
-}
-
 }  // namespace
 #endif
 
@@ -41,19 +27,13 @@ std::vector<IsaInfo> list_isas() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #ifdef TRIMPOT_EMULATE_AVX512  // tests/kernels/emulated
-  const bool avx512 = avx2, with_bf16 = avx2;
+  const bool avx512 = avx2;
 #else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  const bool with_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
-  const Kernels& best = avx512_bf16_kernels();
-  isas.push_back({&best, best.name, "AVX-512 F, BW, DQ, VL, VNNI, BF16", with_bf16});
   isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});
-  // Intel's cores have bf16 for AMX: 43 G multiply-adds/s in vectors where f32's are 88 (Emerald
-  // Rapids), and a tuning step took 1.4 times as long.
-  if (__builtin_cpu_is("intel")) std::swap(isas[0], isas[1]);
   isas.push_back({&kAvx2Kernels, kAvx2Kernels.name, "AVX2, FMA, F16C", avx2});
 #endif
   isas.push_back({&kScalarKernels, kScalarKernels.name, "nothing", true});

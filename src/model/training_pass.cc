@@ -77,25 +77,18 @@ void TrainingPass::learn_row(TokenId label, float weight, bool gradients, float*
                              float* taught, int member, double& loss, std::uint8_t& correct) {
   const Kernels& k = compute_.kernels;
   const std::int64_t vocabulary = model_.config.vocabulary;
-  const bool half = uses_bf16(compute_);
   const float at_label = logits[label];
   const float lse = k.log_sum_exp(logits, vocabulary);
   const double from_data = static_cast<double>(lse) - static_cast<double>(at_label);
   correct = k.highest(logits, vocabulary) == at_label;
   loss = from_data;
-  // p - 1 at the label, computed apart: the difference would lose digits in bf16.
+  // p - 1 at the label is computed apart: the difference would lose digits.
   const float p_label = std::exp(at_label - lse);
   if (taught == nullptr) {
     if (!gradients) return;
-    k.softmax_gradient(logits, vocabulary, lse, weight, half);
-    const float d_label = weight * (p_label - 1.0f);
-    if (half) {
-      auto* rounded = reinterpret_cast<bf16*>(logits);
-      rounded[label] = f32_to_bf16(d_label);
-      if (vocabulary % 2 != 0) rounded[vocabulary] = 0;
-    } else {
-      logits[label] = d_label;
-    }
+    k.softmax_gradient(logits, vocabulary, lse, weight);
+    logits[label] = weight * (p_label - 1.0f);
+    round_head_row(compute_, logits, vocabulary, member);
     return;
   }
   // KL = sum p_t (t - s) - lse_t + lse_s, and d = weight (p_s - share p_t - (1 - share) label).
@@ -104,20 +97,16 @@ void TrainingPass::learn_row(TokenId label, float weight, bool gradients, float*
   k.scale(logits, vocabulary, -1.0f, scratch);
   k.add(taught, vocabulary, scratch);
   const float lse_taught = k.log_sum_exp(taught, vocabulary);
-  k.softmax_gradient(taught, vocabulary, lse_taught, 1.0f, false);
+  k.softmax_gradient(taught, vocabulary, lse_taught, 1.0f);
   const double divergence = static_cast<double>(k.dot(taught, scratch, vocabulary)) -
                             static_cast<double>(lse_taught) + static_cast<double>(lse);
   loss = (1.0 - teacher_.weight) * from_data + teacher_.weight * divergence;
   if (!gradients) return;
-  k.softmax_gradient(logits, vocabulary, lse, weight, false);
+  k.softmax_gradient(logits, vocabulary, lse, weight);
   k.scale(taught, vocabulary, -weight * share, scratch);
   k.add(scratch, vocabulary, logits);
   logits[label] = weight * (p_label - (1.0f - share)) + scratch[label];
-  if (!half) return;
-  auto* rounded = reinterpret_cast<bf16*>(scratch);
-  k.to_bf16(logits, vocabulary, rounded);
-  if (vocabulary % 2 != 0) rounded[vocabulary] = 0;
-  std::memcpy(logits, rounded, static_cast<std::size_t>(vocabulary + vocabulary % 2) * 2);
+  round_head_row(compute_, logits, vocabulary, member);
 }
 
 void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients, const float* x,

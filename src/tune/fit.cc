@@ -133,9 +133,10 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
 
   std::int64_t bytes = shared_bytes(linears, options, rows);
   const auto kernels = select_kernels();
-  if (precision == Precision::kDefault && (!kernels || (*kernels)->bf16_backward)) {
+  if (precision == Precision::kDefault && (!kernels || (*kernels)->int16_backward)) {
     const std::int64_t widest = std::max({c.hidden, q, kv, c.feed_forward});  // Compute::rounded
-    bytes = sum(bytes, buffer(product({rows, widest + widest % 2, 2})));
+    bytes = sum(bytes, sum(buffer(product({rows, widest + widest % 2, 2})),
+                           floats(rows, divide_up(widest, kInt16Block))));
   }
   if (bytes > 0) items.add("one layer, backward", bytes, "forms of its gradients");
 }

@@ -407,14 +407,20 @@ void check_unpacking(const Kernels& kernels, const Matrix& weight) {
           ASSERT_EQ(panel[n * 32 + j], want[n * padded + chunk * 32 + j]) << n << ' ' << j;
     }
   }
-  if (!kernels.bf16_backward) return;
+  if (!kernels.int16_backward) return;
   for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
-    std::vector<bf16> pairs(static_cast<std::size_t>(view.tiles * 16 * 32));
-    kernels.unpack_columns_bf16(view, chunk, 0, view.tiles, pairs.data());
-    for (std::int64_t n = 0; n < rows; ++n)
-      for (std::int64_t j = 0; j < std::min<std::int64_t>(32, columns - chunk * 32); ++j)
-        ASSERT_EQ(bf16_to_f32(pairs[(n / 2 * 32 + j) * 2 + n % 2]),
-                  bf16_to_f32(f32_to_bf16(plain[n * padded + chunk * 32 + j])));
+    std::vector<std::int16_t> pairs(static_cast<std::size_t>(view.tiles * 16 * 32));
+    std::vector<float> scales(static_cast<std::size_t>((view.tiles + 7) / 8));
+    kernels.unpack_columns_int16(view, chunk, 0, view.tiles, pairs.data(), scales.data());
+    for (std::int64_t n = 0; n < rows; ++n) {
+      const double scale = scales[static_cast<std::size_t>(n / kInt16Block)];
+      for (std::int64_t j = 0; j < std::min<std::int64_t>(32, columns - chunk * 32); ++j) {
+        const int code = pairs[(n / 2 * 32 + j) * 2 + n % 2];
+        ASSERT_LE(std::abs(code), 4095);
+        // Half a step and three roundings of up to 4095 steps in f32.
+        ASSERT_NEAR(scale * code, plain[n * padded + chunk * 32 + j], 0.501 * scale);
+      }
+    }
   }
 }
 

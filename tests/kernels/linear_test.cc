@@ -4,8 +4,9 @@
 // Tolerances, element by element. Sums of n rounded terms are off by at most n u sum |terms|
 // (u = 2^-24; see gradient_test.cc), and the reference run on absolute values gives sum |terms|. On
 // the default path the codes are multiplied by activations rounded to int8: the reference gets the
-// rounded ones. Where it works in bf16 (dx), each of the two factors is off by up to 2^-8; two such
-// products in a row (the low-rank path) by twice as much.
+// rounded ones. Where it works in whole numbers (dx), each of the two factors is off by up to
+// 1/8190 of the largest of its block: the reference run on matrices of nothing but their largest
+// number bounds that. Two such products in a row (the low-rank path) are off by twice as much.
 #include "kernels/linear.h"
 
 #include <gtest/gtest.h>
@@ -20,7 +21,39 @@
 namespace trimpot {
 namespace {
 
-constexpr double kBf16 = 0x1p-8;  // relative error of rounding to bf16
+constexpr double kWhole = 1.0 / 8190;  // error of rounding to whole numbers, of the largest
+
+std::vector<double> largest(const std::vector<double>& values) {
+  double most = 0;
+  for (const double value : values) most = std::max(most, std::fabs(value));
+  return std::vector<double>(values.size(), most);
+}
+ref::Linear<double> largest(const ref::Linear<double>& w) {
+  std::vector<double> weights;
+  for (ref::Index n = 0; n < w.rows; ++n)
+    for (ref::Index j = 0; j < w.columns; ++j) weights.push_back(w.weight(n, j));
+  ref::Linear<double> out;
+  out.rows = w.rows;
+  out.columns = w.columns;
+  out.dense = largest(weights);
+  return out;
+}
+ref::LinearLayer<double> largest(ref::LinearLayer<double> w) {
+  w.weight = largest(w.weight);
+  w.weak = largest(w.weak);
+  w.a = largest(w.a);
+  w.b = largest(w.b);
+  w.scale = std::fabs(w.scale);
+  return w;
+}
+
+// Magnitudes with which `roundings` cover `errors` times kWhole of `most`, too.
+std::vector<double> with_whole(std::vector<double> magnitude, const std::vector<double>& most,
+                               double errors, double roundings) {
+  for (std::size_t i = 0; i < magnitude.size(); ++i)
+    magnitude[i] += most[i] * errors * kWhole / (roundings * kRoundoff);
+  return magnitude;
+}
 constexpr std::uint64_t kStream = 77;
 
 // Rows first from the layout of dense gradients, [tiles][columns][16].
@@ -141,8 +174,8 @@ class LinearLayers : public testing::TestWithParam<Setup> {
   bool rounds(const Linear& linear) const {
     return GetParam().precision == Precision::kDefault && linear.weight.quantized();
   }
-  bool bf16_products() const {
-    return GetParam().precision == Precision::kDefault && GetParam().kernels->bf16_backward;
+  bool whole_numbers() const {
+    return GetParam().precision == Precision::kDefault && GetParam().kernels->int16_backward;
   }
   void check(const Linear& linear, std::int64_t tokens, WorstError& used) const;
 };
@@ -186,14 +219,15 @@ void LinearLayers::check(const Linear& linear, std::int64_t tokens, WorstError& 
 
   const auto g = ref::linear_backward(w, x, d_y);
   const auto m = ref::linear_backward(size, absolute(x), absolute(d_y));
-  const double bf16 = bf16_products() ? kBf16 / kRoundoff : 0;
+  const auto most = ref::linear_backward(largest(w), absolute(x), largest(d_y));
+  const double whole = whole_numbers() ? 2.1 : 0, twice = linear.low_rank ? 2.1 * whole : whole;
   for (const bool add : {false, true}) {
     const Gradients got = backward(compute, linear, data, add);
     // Through the low-rank path two products in a row are rounded.
-    const double back =
-        static_cast<double>(rows) + inner + 10 + bf16 * (linear.low_rank ? 4.1 : 2.1);
+    const double back = static_cast<double>(rows) + inner + 10;
+    const auto terms_of_x = with_whole(m.d_x, most.d_x, twice, back);
     used.add(expect_close(got.d_x, add ? plus_before(g.d_x) : g.d_x,
-                          add ? plus_before(m.d_x) : m.d_x, back, "d_x"));
+                          add ? plus_before(terms_of_x) : terms_of_x, back, "d_x"));
     const double through_tokens = static_cast<double>(tokens) + 10;
     const auto expect_dense = [&](const std::vector<float>& packed, const ref::Linear<double>& part,
                                   const std::vector<double>& wanted,
@@ -206,8 +240,9 @@ void LinearLayers::check(const Linear& linear, std::int64_t tokens, WorstError& 
     if (linear.weak.rows() > 0)
       expect_dense(got.d_weak, w.weak, g.d_weak, m.d_weak, through_tokens, "d_weak");
     if (linear.low_rank) {
-      expect_dense(got.d_a, w.a, g.d_a, m.d_a,
-                   through_tokens + static_cast<double>(rows) + w.pool + 2.1 * bf16, "d_a");
+      const double through_both = through_tokens + static_cast<double>(rows) + w.pool;
+      expect_dense(got.d_a, w.a, g.d_a, with_whole(m.d_a, most.d_a, whole, through_both),
+                   through_both, "d_a");
       expect_dense(got.d_b, w.b, g.d_b, m.d_b, through_tokens + inner, "d_b");
     }
     if (!linear.weight.quantized()) continue;
@@ -414,7 +449,7 @@ TEST_P(LinearLayers, Dropout) {
 // The head of a reordered model reads its input, and hands back its gradient, in the model's order.
 TEST_P(LinearLayers, HeadWithAnOrder) {
   Compute compute = make_compute(2);
-  const std::int64_t rows = 45, columns = 96, tokens = 5, stride = 46;  // odd: bf16 rows are padded
+  const std::int64_t rows = 45, columns = 96, tokens = 5, stride = 46;  // odd: rows are padded
   const Matrix head = random_matrix(ElementType::kQ8_0, rows, columns, 9);
   const auto channels = some_channels(columns, columns, 10);
   RandomStream random(11);
@@ -428,18 +463,14 @@ TEST_P(LinearLayers, HeadWithAnOrder) {
   const std::vector<double> x(static_cast<std::size_t>(tokens * columns), 1.0);
   const auto g = ref::linear_backward(w, x, wanted);
   const auto m = ref::linear_backward(absolute(w), x, absolute(wanted));
-  if (bf16_products())
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      const std::vector<float> row(d_y.begin() + t * stride, d_y.begin() + (t + 1) * stride);
-      auto* to = reinterpret_cast<bf16*>(d_y.data() + t * stride);
-      for (std::int64_t n = 0; n < rows; ++n) to[n] = f32_to_bf16(row[n]);
-      to[rows] = 0;
-    }
+  const auto most = ref::linear_backward(largest(w), x, largest(wanted));
+  for (std::int64_t t = 0; t < tokens; ++t)
+    round_head_row(compute, d_y.data() + t * stride, rows, 0);
   std::vector<float> d_x(static_cast<std::size_t>(tokens * columns), 7.0f);
   head_backward(compute, view, d_y.data(), stride, tokens, d_x.data());
-  const double roundings =
-      static_cast<double>(rows) + 5 + (bf16_products() ? 2.1 * kBf16 / kRoundoff : 0);
-  expect_close(d_x, g.d_x, m.d_x, roundings, "d_x");
+  const double roundings = static_cast<double>(rows) + 5;
+  expect_close(d_x, g.d_x, with_whole(m.d_x, most.d_x, whole_numbers() ? 2.1 : 0.0, roundings),
+               roundings, "d_x");
 }
 
 }  // namespace

@@ -53,7 +53,7 @@ double peak_rate(Compute& compute, float (*loop)(std::int64_t, float), double ma
 
 double Roof::seconds(const Work& work) const {
   double computing = work.int8_macs / int8 + work.f32_macs / f32;
-  if (work.bf16_macs > 0) computing += work.bf16_macs / bf16;
+  if (work.int16_macs > 0) computing += work.int16_macs / int16;
   return std::max(computing, work.bytes / read_bytes);
 }
 
@@ -74,7 +74,7 @@ double read_rate(Compute& compute, std::size_t bytes) {
 
 Peaks peak_rates(Compute& compute) {
   const Kernels& k = compute.kernels;
-  return {peak_rate(compute, k.peak_f32, 12 * 16), peak_rate(compute, k.peak_bf16, 12 * 32),
+  return {peak_rate(compute, k.peak_f32, 12 * 16), peak_rate(compute, k.peak_int16, 12 * 32),
           peak_rate(compute, k.peak_int8, 12 * 64)};
 }
 
@@ -87,7 +87,7 @@ double join_seconds(Compute& compute) {
 
 Roof measure_roof(Compute& compute, std::size_t bytes) {
   const Peaks peaks = peak_rates(compute);
-  return {read_rate(compute, bytes), peaks.f32, peaks.bf16, peaks.int8};
+  return {read_rate(compute, bytes), peaks.f32, peaks.int16, peaks.int8};
 }
 
 }  // namespace trimpot::cli

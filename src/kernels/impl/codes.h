@@ -221,17 +221,4 @@ void unpack_columns(const MatrixView& w, std::int64_t chunk, std::int64_t tile_b
   }
 }
 
-template <class S>
-void unpack_columns_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
-                         std::int64_t tile_end, bf16* panel) {
-  typename S::F values[kChunkColumns];
-  for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
-    unpack_chunk_rows<S>(w, tile, chunk, false, values);
-    for (int row = 0; row < kTileRows; row += 2, panel += 64) {
-      S::store_bf16_pairs(panel, values[row], values[row + 1]);
-      S::store_bf16_pairs(panel + 32, values[16 + row], values[16 + row + 1]);
-    }
-  }
-}
-
 }  // namespace trimpot::impl

@@ -248,29 +248,11 @@ float log_sum_exp(const float* logits, std::int64_t count) {
 }
 
 template <class S>
-void softmax_gradient(float* logits, std::int64_t count, float lse, float weight, bool as_bf16) {
+void softmax_gradient(float* logits, std::int64_t count, float lse, float weight) {
   const auto shift = S::set(-lse), factor = S::set(weight);
-  auto* halves = reinterpret_cast<bf16*>(logits);
-  std::int64_t k = 0;
-  // Writing at k / 2 never overtakes reading at k: the row can shrink in place.
-  for (; k + 16 <= count; k += 16) {
-    const auto d = S::mul(exponential<S>(S::add(S::load(logits + k), shift)), factor);
-    if (as_bf16)
-      S::store_bf16(halves + k, d);
-    else
-      S::store(logits + k, d);
-  }
-  const int tail = static_cast<int>(count - k);
-  if (tail > 0) {
-    float lanes[16];
-    S::store(lanes, S::mul(exponential<S>(S::add(S::load_first(logits + k, tail), shift)), factor));
-    for (int i = 0; i < tail; ++i) {
-      if (as_bf16)
-        halves[k + i] = f32_to_bf16(lanes[i]);
-      else
-        logits[k + i] = lanes[i];
-    }
-  }
+  for_each_vector<S>(count, [&](auto load, auto store) {
+    store(logits, S::mul(exponential<S>(S::add(load(logits), shift)), factor));
+  });
 }
 
 template <class S>
@@ -295,13 +277,6 @@ float dot(const float* a, const float* b, std::int64_t count) {
   auto total = S::zero();
   for_each_vector<S>(count, [&](auto load, auto) { total = S::fma(load(a), load(b), total); });
   return S::sum(total);
-}
-
-template <class S>
-void to_bf16(const float* from, std::int64_t count, bf16* to) {
-  std::int64_t k = 0;
-  for (; k + 16 <= count; k += 16) S::store_bf16(to + k, S::load(from + k));
-  for (; k < count; ++k) to[k] = f32_to_bf16(from[k]);
 }
 
 template <class S>

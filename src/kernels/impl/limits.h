@@ -45,16 +45,17 @@ float peak_int8(std::int64_t rounds, float start) {
 }
 
 template <class S>
-float peak_bf16(std::int64_t rounds, float start) {
-  bf16 pairs[32];
-  for (int i = 0; i < 32; ++i) pairs[i] = f32_to_bf16(start);
-  typename S::F sum[kChains<S>];
-  for (int i = 0; i < kChains<S>; ++i) sum[i] = S::set(start + static_cast<float>(i));
+float peak_int16(std::int64_t rounds, float start) {
+  std::int16_t pairs[64];
+  for (int i = 0; i < 64; ++i)
+    pairs[i] = static_cast<std::int16_t>(static_cast<int>(start) + i % 8);
+  typename S::I sum[kChains<S>];
+  for (int i = 0; i < kChains<S>; ++i) sum[i] = S::zero_int();
   for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round)
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::bf16_dot(sum[i], pairs, pairs);
-  auto total = sum[0];
-  for (int i = 1; i < kChains<S>; ++i) total = S::add(total, sum[i]);
+    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::dot_pairs(sum[i], pairs + round % 32, pairs);
+  auto total = S::to_float(sum[0]);
+  for (int i = 1; i < kChains<S>; ++i) total = S::add(total, S::to_float(sum[i]));
   return S::sum(total);
 }
 

@@ -169,43 +169,4 @@ void multiply(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t
     multiply_stored<S, Bf16Tag>(a, b, rows, columns, depth, c, c_stride, add);
 }
 
-// dy [tokens, rows] x panel [rows/2][32][2]: 12 x 2 accumulators, 12 broadcasts and 2 loads per 24
-// dot products, so neither the loads nor the latency limit it.
-template <class S, int kTokens>
-void multiply_bf16_block(const bf16* dy, std::int64_t dy_stride, const bf16* panel,
-                         std::int64_t rows, float* c, std::int64_t c_stride, int columns,
-                         bool add) {
-  typename S::F sum[kTokens][2];
-#pragma GCC unroll 12
-  for (int t = 0; t < kTokens; ++t) sum[t][0] = sum[t][1] = S::zero();
-  for (std::int64_t row = 0; row < rows; row += 2, panel += 64)
-#pragma GCC unroll 12
-    for (int t = 0; t < kTokens; ++t) {
-      sum[t][0] = S::bf16_dot(sum[t][0], panel, dy + t * dy_stride + row);
-      sum[t][1] = S::bf16_dot(sum[t][1], panel + 32, dy + t * dy_stride + row);
-    }
-  for (int t = 0; t < kTokens; ++t)
-    for (int half = 0; half < 2 && half * 16 < columns; ++half) {
-      float* to = c + t * c_stride + half * 16;
-      const int count = columns - half * 16 < 16 ? columns - half * 16 : 16;
-      const auto old = add ? S::load_first(to, count) : S::zero();
-      S::store_first(to, S::add(old, sum[t][half]), count);
-    }
-}
-
-template <class S>
-void multiply_bf16(const bf16* dy, std::int64_t dy_stride, const bf16* panel, std::int64_t rows,
-                   std::int64_t token_begin, std::int64_t token_end, float* c,
-                   std::int64_t c_stride, int columns, bool add) {
-  std::int64_t token = token_begin;
-  const auto block = [&]<int kTokens>() {
-    multiply_bf16_block<S, kTokens>(dy + token * dy_stride, dy_stride, panel, rows,
-                                    c + token * c_stride, c_stride, columns, add);
-    token += kTokens;
-  };
-  while (token + 12 <= token_end) block.template operator()<12>();
-  while (token + 4 <= token_end) block.template operator()<4>();
-  while (token < token_end) block.template operator()<1>();
-}
-
 }  // namespace trimpot::impl

@@ -3,6 +3,7 @@
 
 #include "kernels/impl/codes.h"
 #include "kernels/impl/elementwise.h"
+#include "kernels/impl/int16.h"
 #include "kernels/impl/int8.h"
 #include "kernels/impl/limits.h"
 #include "kernels/impl/multiply.h"
@@ -19,7 +20,13 @@ constexpr Kernels make_kernels() {
   k.multiply = multiply<S>;
   k.unpack_tile = unpack_tile<S>;
   k.unpack_columns = unpack_columns<S>;
-  k.to_bf16 = to_bf16<S>;
+  if constexpr (S::kInt16Products) {
+    k.int16_backward = true;
+    k.unpack_columns_int16 = unpack_columns_int16<S>;
+    k.multiply_int16 = multiply_int16<S>;
+    k.to_int16 = to_int16<S>;
+    k.peak_int16 = peak_int16<S>;
+  }
   k.scale_gradient_int8 = scale_gradient_int8<S>;
   k.output_sums = output_sums<S>;
   k.rms_norm = rms_norm<S>;

@@ -16,7 +16,8 @@ struct Avx2 {
   static constexpr int kMaxRowsF32 = 6;
   static constexpr int kMaxRowsI8 = 4;
   static constexpr int kMaxTiles = 1;
-  static constexpr int kVectors = 8;  // of 16 lanes
+  static constexpr int kVectors = 8;             // of 16 lanes
+  static constexpr bool kInt16Products = false;  // no faster than f32's
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   template <int kBits>
@@ -69,11 +70,6 @@ struct Avx2 {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(a.low, kNearest));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8), _mm256_cvtps_ph(a.high, kNearest));
-  }
-  static void store_bf16(bf16* to, F a) {
-    float lanes[16];
-    store(lanes, a);
-    for (int i = 0; i < 16; ++i) to[i] = f32_to_bf16(lanes[i]);
   }
   static void store_first(float* to, F a, int count) {
     float lanes[16];

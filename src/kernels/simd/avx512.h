@@ -1,5 +1,4 @@
-// AVX-512 (F, BW, DQ, VL) with VNNI; Avx512<true> in the unit that is compiled with
-// AVX512_BF16, whose inlined functions must not be mistaken for the other's.
+// AVX-512 (F, BW, DQ, VL) with VNNI.
 // Operations as in scalar.h, whose results these equal bit for bit.
 #pragma once
 
@@ -12,21 +11,27 @@
 
 namespace trimpot {
 
-template <bool kWithBf16>
 struct Avx512 {
   static constexpr const char* kName = "avx512";
   static constexpr int kMaxRowsF32 = 8;  // 8 rows x 2 tiles + 2 weights + 1 broadcast, of 32
   static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
+  static constexpr bool kInt16Products = true;    // twice as many a second as f32's
   static constexpr bool kUnpacksForMany = false;  // not measured
   static constexpr bool kPairsOfCodes = true;     // 16 vectors of codes fit the registers
   template <int kBits>
   static constexpr int kPasses = 1;
 
   using F = __m512;
+  // As __m512i, which are 8 lanes, GCC 12 copies each of a product's sums to another register and
+  // to the stack at every step: 3.1 instead of 6.2 G products/s with 24 sums.
+  typedef std::int32_t Int32 __attribute__((vector_size(64)));
   struct I {
-    __m512i v;
+    Int32 v;
+    operator __m512i() const { return reinterpret_cast<__m512i>(v); }
+    I(__m512i bits) : v(reinterpret_cast<Int32>(bits)) {}
+    I() = default;
   };
   struct B {
     __m512i v;
@@ -58,20 +63,6 @@ struct Avx512 {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(a, kNearest));
   }
-  // Integer rounding instead of vcvtneps2bf16, which flushes subnormals: the same bits everywhere.
-  static __m256i to_bf16(F a) {
-    const __m512i bits = _mm512_castps_si512(a);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded =
-        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __m512i high = _mm512_srli_epi32(rounded, 16);
-    const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
-    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(high, nan, quiet));
-  }
-  static void store_bf16(bf16* to, F a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(a));
-  }
   static void store_first(float* to, F a, int count) { _mm512_mask_storeu_ps(to, first(count), a); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -99,9 +90,9 @@ struct Avx512 {
 
   static I zero_int() { return {_mm512_setzero_si512()}; }
   static I set_int(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
-  static I add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
-  static I sub(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-  static F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
+  static I add(I a, I b) { return {_mm512_add_epi32(a, b)}; }
+  static I sub(I a, I b) { return {_mm512_sub_epi32(a, b)}; }
+  static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static std::int32_t store_int8(std::int8_t* to, F a, F b) {
     const __m128i low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a));
     const __m128i high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b));
@@ -147,7 +138,7 @@ struct Avx512 {
     return codes;
   }
   static I dot(I acc, B codes, B activations) {
-    return {_mm512_dpbusd_epi32(acc.v, codes.v, activations.v)};
+    return {_mm512_dpbusd_epi32(acc, codes.v, activations.v)};
   }
   template <int kBits, int kPass>
   static I total(I acc) {
@@ -164,21 +155,22 @@ struct Avx512 {
     // A permutation looks at the low 4 bits of an index.
     return _mm512_permutexvar_ps(_mm512_srli_epi32(a.v, 8 * kByte), _mm512_loadu_ps(table));
   }
-  // Pairs of neighbouring rows (2i, 2i+1) as bf16, interleaved per column: the operand of bf16_dot.
-  static void store_bf16_pairs(bf16* to, F even, F odd) {
-    const __m512i low = _mm512_cvtepu16_epi32(to_bf16(even));
-    const __m512i high = _mm512_cvtepu16_epi32(to_bf16(odd));
-    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  static void store_int16(std::int16_t* to, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a)));
   }
-#if defined(__AVX512BF16__) || defined(TRIMPOT_EMULATE_AVX512)
-  // acc[i] += pairs[2i] * two[0] + pairs[2i+1] * two[1], rounded as vdpbf16ps does.
-  static F bf16_dot(F acc, const bf16* pairs, const bf16* two) {
+  // Pairs of neighbouring rows (2i, 2i+1), interleaved per column: the operand of dot_pairs.
+  static void store_int16_pairs(std::int16_t* to, F even, F odd) {
+    const __m512i low = _mm512_and_si512(_mm512_cvtps_epi32(even), _mm512_set1_epi32(0xffff));
+    const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16);
+    _mm512_storeu_si512(to, _mm512_or_si512(low, high));
+  }
+  // acc[i] += pairs[2i] * two[0] + pairs[2i+1] * two[1]
+  static I dot_pairs(I acc, const std::int16_t* pairs, const std::int16_t* two) {
     std::int32_t both;
     std::memcpy(&both, two, 4);
-    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(_mm512_loadu_si512(pairs)),
-                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(both)));
+    return {_mm512_dpwssd_epi32(acc, _mm512_loadu_si512(pairs), _mm512_set1_epi32(both))};
   }
-#endif
 
   // 16 x 16 floats in four rounds of shuffles.
   static void transpose(F* r) {

@@ -13,10 +13,11 @@ namespace trimpot {
 
 struct Scalar {
   static constexpr const char* kName = "scalar";
-  static constexpr int kMaxRowsF32 = 4;  // rows of a float tile that stay in registers
-  static constexpr int kMaxRowsI8 = 1;   // nothing to keep in registers: quick to compile
-  static constexpr int kVectors = 1;     // of 16 lanes that registers hold
-  static constexpr int kMaxTiles = 1;    // side by side in a product's block
+  static constexpr int kMaxRowsF32 = 4;          // rows of a float tile that stay in registers
+  static constexpr int kMaxRowsI8 = 1;           // nothing to keep in registers: quick to compile
+  static constexpr int kVectors = 1;             // of 16 lanes that registers hold
+  static constexpr bool kInt16Products = false;  // no faster than f32's
+  static constexpr int kMaxTiles = 1;            // side by side in a product's block
   // Codes become bytes once for all tokens of a product, instead of once per block of tokens.
   static constexpr bool kUnpacksForMany = false;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
@@ -68,9 +69,6 @@ struct Scalar {
   static void store(float* to, F a) { std::memcpy(to, a.lane, sizeof a.lane); }
   static void store(f16* to, F a) {
     for (int i = 0; i < 16; ++i) to[i] = f32_to_f16(a.lane[i]);
-  }
-  static void store_bf16(bf16* to, F a) {
-    for (int i = 0; i < 16; ++i) to[i] = f32_to_bf16(a.lane[i]);
   }
   static void store_first(float* to, F a, int count) {
     std::memcpy(to, a.lane, sizeof(float) * static_cast<std::size_t>(count));

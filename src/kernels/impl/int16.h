@@ -1,0 +1,133 @@
+// Input gradients dy W as products of whole numbers of 13 bits (Int16View in kernels/kernels.h).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/impl/codes.h"
+#include "kernels/kernels.h"
+
+namespace trimpot::impl {
+
+// How a block is rounded, from the largest of its numbers and the sum of 0 times each, which is NaN
+// where one is not finite (maxima drop NaN). Below 1e-30 the reciprocal could overflow; such a
+// block is 0.
+struct Int16Scale {
+  float scale, inverse;
+};
+template <class S>
+Int16Scale int16_scale(typename S::F most, typename S::F broken) {
+  const float highest = S::highest(most);
+  const float poison = S::sum(broken);
+  if (!(highest > 1e-30f)) return {poison, 0.0f};
+  return {highest / kInt16Limit + poison, kInt16Limit / highest};
+}
+
+template <class S>
+void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* scales) {
+  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
+    const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
+    const auto load = [&](std::int64_t k) {
+      return k + 16 <= end ? S::load(from + k) : S::load_first(from + k, static_cast<int>(end - k));
+    };
+    auto most = S::zero(), broken = S::zero();
+    for (std::int64_t k = begin; k < end; k += 16) {
+      const auto value = load(k);
+      most = S::max(most, S::abs(value));
+      broken = S::fma(value, S::zero(), broken);
+    }
+    const Int16Scale scale = int16_scale<S>(most, broken);
+    *scales++ = scale.scale;
+    const auto inverse = S::set(scale.inverse);
+    // Writing at k / 2 never overtakes reading at k: a row can shrink in place.
+    for (std::int64_t k = begin; k < end; k += 16) {
+      std::int16_t whole[16];
+      S::store_int16(whole, S::mul(load(k), inverse));
+      const std::int64_t left = end + end % 2 - k;
+      std::memcpy(to + k, whole,
+                  sizeof(std::int16_t) * static_cast<std::size_t>(left < 16 ? left : 16));
+    }
+  }
+}
+
+template <class S>
+void unpack_columns_int16(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
+                          std::int64_t tile_end, std::int16_t* panel, float* scales) {
+  constexpr std::int64_t kTiles = kInt16Block / kTileRows;
+  typename S::F values[kTiles * kChunkColumns];
+  for (std::int64_t tile = tile_begin; tile < tile_end; tile += kTiles) {
+    const std::int64_t count = tile_end - tile < kTiles ? tile_end - tile : kTiles;
+    auto most = S::zero(), broken = S::zero();
+    for (std::int64_t i = 0; i < count; ++i) {
+      typename S::F* of_tile = values + i * kChunkColumns;
+      unpack_chunk_rows<S>(w, tile + i, chunk, false, of_tile);
+      for (int k = 0; k < kChunkColumns; ++k) {
+        most = S::max(most, S::abs(of_tile[k]));
+        broken = S::fma(of_tile[k], S::zero(), broken);
+      }
+    }
+    const Int16Scale scale = int16_scale<S>(most, broken);
+    *scales++ = scale.scale;
+    const auto inverse = S::set(scale.inverse);
+    for (std::int64_t i = 0; i < count; ++i)
+      for (int row = 0; row < kTileRows; row += 2, panel += 64) {
+        const typename S::F* even = values + i * kChunkColumns + row;
+        S::store_int16_pairs(panel, S::mul(even[0], inverse), S::mul(even[1], inverse));
+        S::store_int16_pairs(panel + 32, S::mul(even[16], inverse), S::mul(even[17], inverse));
+      }
+  }
+}
+
+// dy [tokens, rows] x panel [rows/2][32][2]: 12 x 2 accumulators, 12 broadcasts and 2 loads per 24
+// dot products, so neither the loads nor the latency limit it. After a block of 128 rows the sums,
+// exact so far, go to c.
+template <class S, int kTokens>
+void multiply_int16_block(const Int16View& dy, std::int64_t token, const std::int16_t* panel,
+                          const float* panel_scales, std::int64_t rows, float* c,
+                          std::int64_t c_stride, int columns, bool add) {
+  const std::int16_t* codes = dy.codes + token * dy.stride;
+  for (std::int64_t begin = 0; begin < rows; begin += kInt16Block, add = true) {
+    const std::int64_t end = begin + kInt16Block < rows ? begin + kInt16Block : rows;
+    typename S::I sum[kTokens][2];
+#pragma GCC unroll 12
+    for (int t = 0; t < kTokens; ++t) sum[t][0] = sum[t][1] = S::zero_int();
+    for (std::int64_t row = begin; row < end; row += 2, panel += 64)
+#pragma GCC unroll 12
+      for (int t = 0; t < kTokens; ++t) {
+        sum[t][0] = S::dot_pairs(sum[t][0], panel, codes + t * dy.stride + row);
+        sum[t][1] = S::dot_pairs(sum[t][1], panel + 32, codes + t * dy.stride + row);
+      }
+    const std::int64_t block = begin / kInt16Block;
+    const float* scales = dy.scales + token * dy.scale_stride + block;
+#pragma GCC unroll 12
+    for (int t = 0; t < kTokens; ++t) {
+      const auto scale = S::set(scales[t * dy.scale_stride] * panel_scales[block]);
+      const auto take = [&](int half, int left) __attribute__((always_inline)) {
+        const int count = left < 16 ? left : 16;
+        float* to = c + t * c_stride + half * 16;
+        const auto old = add ? S::load_first(to, count) : S::zero();
+        S::store_first(to, S::fma(S::to_float(sum[t][half]), scale, old), count);
+      };
+      // No loop over halves that may end early: GCC would keep all sums in memory for it.
+      take(0, columns);
+      if (columns > 16) take(1, columns - 16);
+    }
+  }
+}
+
+template <class S>
+void multiply_int16(const Int16View& dy, const std::int16_t* panel, const float* panel_scales,
+                    std::int64_t rows, std::int64_t token_begin, std::int64_t token_end, float* c,
+                    std::int64_t c_stride, int columns, bool add) {
+  std::int64_t token = token_begin;
+  const auto block = [&]<int kTokens>() {
+    multiply_int16_block<S, kTokens>(dy, token, panel, panel_scales, rows, c + token * c_stride,
+                                     c_stride, columns, add);
+    token += kTokens;
+  };
+  while (token + 12 <= token_end) block.template operator()<12>();
+  while (token + 4 <= token_end) block.template operator()<4>();
+  while (token < token_end) block.template operator()<1>();
+}
+
+}  // namespace trimpot::impl
