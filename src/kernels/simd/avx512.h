@@ -17,9 +17,9 @@ struct Avx512 {
   static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
-  static constexpr bool kInt16Products = true;    // twice as many a second as f32's
-  static constexpr bool kUnpacksForMany = false;  // not measured
-  static constexpr bool kPairsOfCodes = true;     // 16 vectors of codes fit the registers
+  static constexpr bool kInt16Products = true;  // twice as many a second as f32's
+  static constexpr bool kUnpacksForMany = true;
+  static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
   template <int kBits>
   static constexpr int kPasses = 1;
 
@@ -105,6 +105,7 @@ struct Avx512 {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
   }
 
+  static void store_bytes(std::uint8_t* to, B a) { _mm512_storeu_si512(to, a.v); }
   static B load_bytes(const std::uint8_t* from) { return {_mm512_loadu_si512(from)}; }
   static B broadcast4(const std::int8_t* from) {
     std::int32_t four;
