@@ -46,7 +46,7 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
 // is 6 MiB for 60 tokens, and every chunk reads all of it) stay in the second-level cache.
 void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradient& dy,
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
-  constexpr std::int64_t kBlockTiles = 96;  // 1536 rows: panels of 96 KiB
+  constexpr std::int64_t kBlockTiles = 32;  // 512 rows: panels of 32 KiB in whole numbers
   const MatrixView& w = weight.view();
   for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles)
     for_each_block(compute, divide_up(w.columns, kChunkColumns), tokens,

@@ -80,37 +80,37 @@ void unpack_columns_int16(const MatrixView& w, std::int64_t chunk, std::int64_t 
 
 // dy [tokens, rows] x panel [rows/2][32][2]: 12 x 2 accumulators, 12 broadcasts and 2 loads per 24
 // dot products, so neither the loads nor the latency limit it. After a block of 128 rows the sums,
-// exact so far, go to c.
-template <class S, int kTokens>
+// exact so far, go to c. kHalves: 1 where only 16 columns are wanted (weak ones, the rest of 560).
+template <class S, int kTokens, int kHalves>
 void multiply_int16_block(const Int16View& dy, std::int64_t token, const std::int16_t* panel,
                           const float* panel_scales, std::int64_t rows, float* c,
                           std::int64_t c_stride, int columns, bool add) {
   const std::int16_t* codes = dy.codes + token * dy.stride;
   for (std::int64_t begin = 0; begin < rows; begin += kInt16Block, add = true) {
     const std::int64_t end = begin + kInt16Block < rows ? begin + kInt16Block : rows;
-    typename S::I sum[kTokens][2];
+    typename S::I sum[kTokens][kHalves];
 #pragma GCC unroll 12
-    for (int t = 0; t < kTokens; ++t) sum[t][0] = sum[t][1] = S::zero_int();
+    for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 2
+      for (int half = 0; half < kHalves; ++half) sum[t][half] = S::zero_int();
     for (std::int64_t row = begin; row < end; row += 2, panel += 64)
 #pragma GCC unroll 12
-      for (int t = 0; t < kTokens; ++t) {
-        sum[t][0] = S::dot_pairs(sum[t][0], panel, codes + t * dy.stride + row);
-        sum[t][1] = S::dot_pairs(sum[t][1], panel + 32, codes + t * dy.stride + row);
-      }
+      for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 2
+        for (int half = 0; half < kHalves; ++half)
+          sum[t][half] = S::dot_pairs(sum[t][half], panel + 32 * half, codes + t * dy.stride + row);
     const std::int64_t block = begin / kInt16Block;
     const float* scales = dy.scales + token * dy.scale_stride + block;
 #pragma GCC unroll 12
     for (int t = 0; t < kTokens; ++t) {
       const auto scale = S::set(scales[t * dy.scale_stride] * panel_scales[block]);
-      const auto take = [&](int half, int left) __attribute__((always_inline)) {
-        const int count = left < 16 ? left : 16;
+#pragma GCC unroll 2
+      for (int half = 0; half < kHalves; ++half) {
+        const int left = columns - half * 16, count = left < 16 ? left : 16;
         float* to = c + t * c_stride + half * 16;
         const auto old = add ? S::load_first(to, count) : S::zero();
         S::store_first(to, S::fma(S::to_float(sum[t][half]), scale, old), count);
-      };
-      // No loop over halves that may end early: GCC would keep all sums in memory for it.
-      take(0, columns);
-      if (columns > 16) take(1, columns - 16);
+      }
     }
   }
 }
@@ -121,8 +121,9 @@ void multiply_int16(const Int16View& dy, const std::int16_t* panel, const float*
                     std::int64_t c_stride, int columns, bool add) {
   std::int64_t token = token_begin;
   const auto block = [&]<int kTokens>() {
-    multiply_int16_block<S, kTokens>(dy, token, panel, panel_scales, rows, c + token * c_stride,
-                                     c_stride, columns, add);
+    const auto multiply =
+        columns > 16 ? multiply_int16_block<S, kTokens, 2> : multiply_int16_block<S, kTokens, 1>;
+    multiply(dy, token, panel, panel_scales, rows, c + token * c_stride, c_stride, columns, add);
     token += kTokens;
   };
   while (token + 12 <= token_end) block.template operator()<12>();
