@@ -53,8 +53,7 @@ inline std::int64_t tile_code_bytes(int bits, std::int64_t columns) {
   return chunks * bits * 64 - (half ? bits * 32 : 0);
 }
 
-// kInt8: whole numbers that whoever multiplies gives their scales (keys and values).
-enum class Storage : std::uint8_t { kCodes, kF32, kF16, kBF16, kInt8 };
+enum class Storage : std::uint8_t { kCodes, kF32, kF16, kBF16 };
 
 // Plain pointers: what kernels see of a matrix.
 struct MatrixView {

@@ -9,8 +9,8 @@
 namespace trimpot {
 namespace {
 
-constexpr std::int64_t kForwardRows = 16;  // queries of one head that are scored together
-constexpr std::int64_t kBackwardRows = 32;
+constexpr std::int64_t kForwardRows = 24;  // queries of one head that are scored together
+constexpr std::int64_t kBackwardRows = 36;
 
 // One block of queries of one head.
 struct Block {
@@ -55,38 +55,98 @@ std::vector<Unit> attention_units(const AttentionShape& shape, std::span<const S
   return units;
 }
 
+// Rows rounded to int8 in memory of `int8_floats(rows, columns)` floats.
+std::int64_t int8_blocks(std::int64_t columns) { return (columns + 31) / 32; }
+std::int64_t int8_floats(std::int64_t rows, std::int64_t columns) {
+  return rows * int8_blocks(columns) * static_cast<std::int64_t>(sizeof(Int8Block) / sizeof(float));
+}
+Int8View int8_view(float* memory, std::int64_t columns) {
+  return {reinterpret_cast<Int8Block*>(memory), int8_blocks(columns)};
+}
+
+// scores [rows, padded keys] of queries whose rows are `stride` apart, still without 1 / sqrt(dim).
+// With int8 keys the queries are rounded to int8 too, in `int8`.
+void score_keys(Compute& compute, const AttentionShape& shape, const KeyValues& cache,
+                std::int64_t kv_head, const float* q, std::int64_t stride, std::int64_t rows,
+                std::int64_t first, std::int64_t end, std::int64_t padded, float* scores,
+                float* int8) {
+  const std::int64_t dim = shape.head_dim;
+  if (cache.type() == CacheType::kInt8) {
+    const Int8View queries = int8_view(int8, dim);
+    compute.kernels.quantize(q, stride, dim, 0, rows, queries);
+    compute.kernels.linear_int8(cache.key_matrix(shape, kv_head, padded), queries, 0, rows,
+                                first / kTileRows, end / kTileRows, nullptr, nullptr, scores,
+                                padded, false);
+    return;
+  }
+  Panels panels = cache.key_panels(shape, kv_head);
+  panels.data = static_cast<const std::uint8_t*>(panels.data) +
+                first / kKeyLanes * panels.tile_stride * storage_bytes(panels.storage);
+  compute.kernels.multiply({q, stride, 1}, panels, rows, end - first, dim, scores + first, padded,
+                           false);
+}
+
+// Turns a row's scores into the weights of its values, which add up to *sum. Those of int8 values
+// take the values' scales, and are rounded to int8 in row `row` of `weights`.
+void weigh_values(Compute& compute, const AttentionShape& shape, const KeyValues& cache,
+                  std::int64_t kv_head, std::int64_t keys, std::int64_t padded, float* scores,
+                  float* sum, float* log_sum_exp, const Int8View& weights, std::int64_t row) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  compute.kernels.softmax(scores, keys, padded, scale, sum, log_sum_exp);
+  if (cache.type() != CacheType::kInt8) return;
+  compute.kernels.scale_each(cache.value_scales(kv_head), keys, scores);
+  compute.kernels.quantize(scores - row * padded, padded, padded, row, row + 1, weights);
+}
+
+// out [rows, channels first .. end) of a head, from weights as weigh_values() leaves them.
+void add_values(Compute& compute, const AttentionShape& shape, const KeyValues& cache,
+                std::int64_t kv_head, std::int64_t keys, std::int64_t padded, std::int64_t rows,
+                std::int64_t first, std::int64_t end, const float* scores, const Int8View& weights,
+                float* out, std::int64_t stride, const float* sums) {
+  if (cache.type() == CacheType::kInt8) {
+    compute.kernels.linear_int8(cache.value_matrix(shape, kv_head, keys), weights, 0, rows,
+                                first / kTileRows, (end + kTileRows - 1) / kTileRows, nullptr,
+                                nullptr, out, stride, false);
+  } else {
+    Panels panels = cache.value_panels(shape, kv_head);
+    panels.data =
+        static_cast<const std::uint8_t*>(panels.data) + first * storage_bytes(panels.storage);
+    compute.kernels.multiply({scores, padded, 1}, panels, rows, end - first, keys, out + first,
+                             stride, false);
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    float* to = out + i * stride + first;
+    compute.kernels.scale(to, end - first, 1.0f / sums[i], to);
+  }
+}
+
 void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
             float* out, float* log_sum_exp, int member) {
   const Segment& segment = *unit.segment;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  const KeyValues& cache = *segment.cache;
   const std::int64_t width = shape.q_width(), dim = shape.head_dim;
   const std::int64_t kv_head = unit.head / shape.heads_per_kv();
   const std::int64_t keys = segment.position + unit.first + unit.count;
   const std::int64_t padded = round_up(keys, kKeyLanes);
   const std::int64_t rows = unit.count * unit.heads, stride = unit.heads > 1 ? dim : width;
-  float* scores = compute.scratch(member, rows * (padded + 1));
-  const std::int64_t row = segment.row + unit.first;
-  compute.kernels.multiply({q + row * width + unit.head * dim, stride, 1},
-                           segment.cache->key_panels(shape, kv_head), rows, padded, dim, scores,
-                           padded, false);
-  const float* key_scales = segment.cache->key_scales(kv_head);
-  const float* value_scales = segment.cache->value_scales(kv_head);
+  const bool int8 = cache.type() == CacheType::kInt8;
+  float* scores = compute.scratch(
+      member, rows * (padded + 1) + (int8 ? int8_floats(rows, std::max(dim, padded)) : 0));
   float* sums = scores + rows * padded;
+  float* rounded = sums + rows;
+  const std::int64_t row = segment.row + unit.first, at = row * width + unit.head * dim;
+  score_keys(compute, shape, cache, kv_head, q + at, stride, rows, 0, padded, padded, scores,
+             rounded);
+  const Int8View weights = int8_view(rounded, padded);
   for (std::int64_t i = 0; i < rows; ++i) {
-    if (key_scales != nullptr) compute.kernels.scale_each(key_scales, keys, scores + i * padded);
     const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
     float lse;
-    compute.kernels.softmax(scores + i * padded, keys - unit.count + query + 1, padded, scale,
-                            &sums[i], &lse);
+    weigh_values(compute, shape, cache, kv_head, keys - unit.count + query + 1, padded,
+                 scores + i * padded, &sums[i], &lse, weights, i);
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
-    if (value_scales != nullptr)
-      compute.kernels.scale_each(value_scales, keys, scores + i * padded);
   }
-  float* to = out + row * width + unit.head * dim;
-  compute.kernels.multiply({scores, padded, 1}, segment.cache->value_panels(shape, kv_head), rows,
-                           dim, keys, to, stride, false);
-  for (std::int64_t i = 0; i < rows; ++i)
-    compute.kernels.scale(to + i * stride, dim, 1.0f / sums[i], to + i * stride);
+  add_values(compute, shape, cache, kv_head, keys, padded, rows, 0, dim, scores, weights, out + at,
+             stride, sums);
 }
 
 // A single query with many keys: scores are split by keys, then the output by channels, all heads
@@ -94,47 +154,39 @@ void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, con
 void attend_long(Compute& compute, const AttentionShape& shape, const Segment& segment,
                  const float* q, float* out, float* log_sum_exp) {
   constexpr std::int64_t kKeys = 512, kChannels = 32;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  const KeyValues& cache = *segment.cache;
   const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
   const std::int64_t keys = segment.position + 1, padded = round_up(keys, kKeyLanes);
-  float* scores = compute.shared(Compute::kScores, shape.heads * (padded + 1));
+  const bool int8 = cache.type() == CacheType::kInt8;
+  const std::int64_t floats = int8 ? int8_floats(1, padded) : 0;  // of a head
+  float* scores = compute.shared(Compute::kScores, shape.heads * (padded + 1 + floats));
   float* sums = scores + shape.heads * padded;
+  float* rounded = sums + shape.heads;
   const float* queries = q + segment.row * shape.q_width();
   float* to = out + segment.row * shape.q_width();
   const std::int64_t key_parts = (padded + kKeys - 1) / kKeys;
-  compute.team.for_each(shape.kv_heads * key_parts, 1, [&](std::int64_t unit, std::int64_t, int) {
-    const std::int64_t kv_head = unit / key_parts, first = unit % key_parts * kKeys;
-    Panels panels = segment.cache->key_panels(shape, kv_head);
-    panels.data = static_cast<const std::uint8_t*>(panels.data) +
-                  first / kKeyLanes * panels.tile_stride * storage_bytes(panels.storage);
-    compute.kernels.multiply({queries + kv_head * share * dim, dim, 1}, panels, share,
-                             std::min(kKeys, padded - first), dim,
-                             scores + kv_head * share * padded + first, padded, false);
-  });
+  compute.team.for_each(
+      shape.kv_heads * key_parts, 1, [&](std::int64_t unit, std::int64_t, int member) {
+        const std::int64_t kv_head = unit / key_parts, first = unit % key_parts * kKeys;
+        score_keys(compute, shape, cache, kv_head, queries + kv_head * share * dim, dim, share,
+                   first, std::min(first + kKeys, padded), padded,
+                   scores + kv_head * share * padded,
+                   int8 ? compute.scratch(member, int8_floats(share, dim)) : nullptr);
+      });
   compute.team.for_each(shape.heads, 1, [&](std::int64_t head, std::int64_t, int) {
     float lse;
-    float* p = scores + head * padded;
-    const float* key_scales = segment.cache->key_scales(head / share);
-    const float* value_scales = segment.cache->value_scales(head / share);
-    if (key_scales != nullptr) compute.kernels.scale_each(key_scales, keys, p);
-    compute.kernels.softmax(p, keys, padded, scale, &sums[head], &lse);
+    weigh_values(compute, shape, cache, head / share, keys, padded, scores + head * padded,
+                 &sums[head], &lse, int8_view(rounded + head * floats, padded), 0);
     if (log_sum_exp != nullptr) log_sum_exp[segment.row * shape.heads + head] = lse;
-    if (value_scales != nullptr) compute.kernels.scale_each(value_scales, keys, p);
   });
   const std::int64_t channel_parts = (dim + kChannels - 1) / kChannels;
   compute.team.for_each(
       shape.kv_heads * channel_parts, 1, [&](std::int64_t unit, std::int64_t, int) {
         const std::int64_t kv_head = unit / channel_parts, first = unit % channel_parts * kChannels;
-        const std::int64_t count = std::min(kChannels, dim - first);
-        Panels panels = segment.cache->value_panels(shape, kv_head);
-        panels.data =
-            static_cast<const std::uint8_t*>(panels.data) + first * storage_bytes(panels.storage);
-        float* part = to + kv_head * share * dim + first;
-        compute.kernels.multiply({scores + kv_head * share * padded, padded, 1}, panels, share,
-                                 count, keys, part, dim, false);
-        for (std::int64_t i = 0; i < share; ++i)
-          compute.kernels.scale(part + i * dim, count, 1.0f / sums[kv_head * share + i],
-                                part + i * dim);
+        const std::int64_t head = kv_head * share;
+        add_values(compute, shape, cache, kv_head, keys, padded, share, first,
+                   std::min(first + kChannels, dim), scores + head * padded,
+                   int8_view(rounded + head * floats, padded), to + head * dim, dim, &sums[head]);
       });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/ops.h"
 
@@ -20,29 +21,31 @@ struct AttentionShape {
 
 constexpr std::int64_t kKeyLanes = 16;  // keys side by side, see KeyValues
 // Of a number that is not a code among others.
-constexpr std::int64_t storage_bytes(Storage storage) {
-  return storage == Storage::kF32 ? 4 : storage == Storage::kF16 ? 2 : 1;
-}
+constexpr std::int64_t storage_bytes(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }
 
 enum class CacheType {
   kFloat,  // f16 on the default path, f32 on the f32 path
-  kInt8,   // a scale per head and position: half the memory, and the time of long contexts
+  kInt8,   // a scale per head and position: half the memory, and whole-number products
 };
 
 // Keys and values of one layer and one sequence. Each head's lie in a row, since a single query
 // waits for memory.
 //   keys   [kv_heads][capacity / 16][head_dim][16]   16 keys side by side: lanes of the scores
 //   values [kv_heads][capacity][head_dim]
-//   scales of int8 keys and values [kv_heads][capacity] each: x = scale * code
+// In int8 they are packed as weight matrices are (format/matrix.h), for the same products: a key is
+// a row with its own scale, a position's value a column, whose scale the attention's weights take.
+//   keys   [kv_heads][capacity / 16][chunks of head_dim][512]
+//   values [kv_heads][tiles of head_dim][capacity / 32][512]
 class KeyValues {
  public:
   // With an arena, which must outlive this cache, on huge pages.
   void allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity,
                 CacheType type = CacheType::kFloat, Arena* arena = nullptr);
   std::int64_t capacity() const { return capacity_; }
+  CacheType type() const { return type_; }
   std::size_t bytes() const {
-    return keys_.size() + values_.size() +
-           (key_scales_.size() + value_scales_.size()) * sizeof(float);
+    return keys_.size() + values_.size() + key_scales_.size() * sizeof(f16) +
+           value_scales_.size() * sizeof(float);
   }
   // Stores k, v [count, kv_width] at positions position .. position + count - 1. k and v are
   // rounded to f16 in place if that is how they are stored: what is stored is what later code sees
@@ -53,12 +56,13 @@ class KeyValues {
   void copy_prefix(const AttentionShape& shape, const KeyValues& from, std::int64_t count);
   Panels key_panels(const AttentionShape& shape, std::int64_t kv_head) const;
   Panels value_panels(const AttentionShape& shape, std::int64_t kv_head) const;
-  // [capacity]; null: the panels are the numbers themselves.
-  const float* key_scales(std::int64_t kv_head) const {
-    return key_scales_.empty() ? nullptr : key_scales_.data() + kv_head * capacity_;
-  }
-  const float* value_scales(std::int64_t kv_head) const {
-    return value_scales_.empty() ? nullptr : value_scales_.data() + kv_head * capacity_;
+  // The first `keys` keys of a head in int8 as the matrix [keys, head_dim], and its values as
+  // [head_dim, keys], each column without its scale.
+  MatrixView key_matrix(const AttentionShape& shape, std::int64_t kv_head, std::int64_t keys) const;
+  MatrixView value_matrix(const AttentionShape& shape, std::int64_t kv_head,
+                          std::int64_t keys) const;
+  const float* value_scales(std::int64_t kv_head) const {  // [capacity]
+    return value_scales_.data() + kv_head * capacity_;
   }
 
  private:
@@ -72,9 +76,12 @@ class KeyValues {
                   const float* v);
 
   std::int64_t capacity_ = 0;
-  Storage storage_ = Storage::kF32;
+  CacheType type_ = CacheType::kFloat;
+  Storage storage_ = Storage::kF32;  // of kFloat
   AlignedBuffer<std::uint8_t> keys_, values_;
-  AlignedBuffer<float> key_scales_, value_scales_;
+  std::vector<f16> key_scales_;      // [kv_heads][capacity]: x = scale * code
+  std::vector<float> value_scales_;  // [kv_heads][capacity]
+  std::vector<f16> ones_;            // the scales of the values' rows
 };
 
 // A run of consecutive tokens of one sequence inside the rows of q, k, v.

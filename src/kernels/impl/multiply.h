@@ -31,12 +31,12 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   // No registers for all weights of a step beside the sums.
   constexpr bool kTight = kTiles > 1 && kRows * kTiles + kTiles + 1 > S::kVectors;
   typename S::F sum[kRows][kTiles];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) sum[r][n] = S::zero();
   const float* a_row[kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) a_row[r] = a.data + (row + r) * a.row_stride;
   for (std::int64_t k = 0; k < depth; ++k) {
     typename S::F weight[kTiles];
@@ -47,12 +47,12 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
       if constexpr (kPrefetch)
         __builtin_prefetch(reinterpret_cast<const char*>(from) + kPanelPrefetchBytes);
       if constexpr (kTight)  // weights one after the other
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r)
           sum[r][n] = S::fma(S::set(a_row[r][k * a.column_stride]), weight[n], sum[r][n]);
     }
     if constexpr (!kTight)
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const auto value = S::set(a_row[r][k * a.column_stride]);
 #pragma GCC unroll 4
@@ -61,7 +61,7 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   }
   // Unrolled, or the sums would go to the stack and back: at a depth of 16 (weak columns) or 64 (a
   // head) that shows.
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) {
@@ -163,8 +163,6 @@ void multiply(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t
     multiply_stored<S, float>(a, b, rows, columns, depth, c, c_stride, add);
   else if (b.storage == Storage::kF16)
     multiply_stored<S, f16>(a, b, rows, columns, depth, c, c_stride, add);
-  else if (b.storage == Storage::kInt8)
-    multiply_stored<S, std::int8_t>(a, b, rows, columns, depth, c, c_stride, add);
   else
     multiply_stored<S, Bf16Tag>(a, b, rows, columns, depth, c, c_stride, add);
 }

@@ -13,8 +13,8 @@ namespace trimpot {
 
 struct Avx512 {
   static constexpr const char* kName = "avx512";
-  static constexpr int kMaxRowsF32 = 8;  // 8 rows x 2 tiles + 2 weights + 1 broadcast, of 32
-  static constexpr int kMaxRowsI8 = 6;   // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
+  static constexpr int kMaxRowsF32 = 12;  // 12 rows x 2 tiles + 2 weights + 1 broadcast, of 32
+  static constexpr int kMaxRowsI8 = 6;    // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
   static constexpr bool kInt16Products = true;  // twice as many a second as f32's
@@ -42,10 +42,6 @@ struct Avx512 {
   static F load(const float* from) { return _mm512_loadu_ps(from); }
   static F load(const f16* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  }
-  static F load(const std::int8_t* from) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   }
   static F load_bf16(const bf16* from) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
