@@ -53,7 +53,8 @@ struct Operands {
         x(static_cast<std::size_t>(tokens * kColumns)),
         y(static_cast<std::size_t>(tokens * kRows)),
         blocks(x.size() / 32),
-        int8{blocks.data(), kColumns / 32} {
+        tiles(x.size() / 32 / kTiledTokens + kColumns / 32),
+        int8{blocks.data(), kColumns / 32, tokens < kTiledTokens ? nullptr : tiles.data()} {
     const CounterRng random(8, 0);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(random.uniform(i)) - 0.5f;
     for (std::size_t i = 0; i < y.size(); ++i) y[i] = static_cast<float>(random.uniform(i)) - 0.5f;
@@ -61,6 +62,7 @@ struct Operands {
   Matrix weight;
   AlignedBuffer<float> x, y;
   AlignedBuffer<Int8Block> blocks;
+  AlignedBuffer<Int8Tile> tiles;
   Int8View int8;
 };
 
@@ -105,23 +107,24 @@ Case input_gradient_case(const Format& format, std::int64_t tokens, bool int16_d
                       tokens),
           static_cast<double>(tokens * kRows * 32), static_cast<double>(kRows * format.bits * 4),
           [&format, tokens, int16_dots](const Kernels& k) -> std::function<void()> {
-            if (int16_dots && !k.int16_backward) return nullptr;
+            if (int16_dots && k.rounded == nullptr) return nullptr;
             auto o = std::make_shared<Operands>(format, tokens);
             auto panel = std::make_shared<AlignedBuffer<float>>(kRows * 32);
             auto codes = std::make_shared<AlignedBuffer<std::int16_t>>(o->y.size());
             auto scales = std::make_shared<AlignedBuffer<float>>(tokens * kBlocks);
             if (int16_dots)
               for (std::int64_t t = 0; t < tokens; ++t)
-                k.to_int16(o->y.data() + t * kRows, kRows, codes->data() + t * kRows,
-                           scales->data() + t * kBlocks);
+                k.round_row(o->y.data() + t * kRows, kRows, codes->data() + t * kRows,
+                            scales->data() + t * kBlocks);
             return [o, panel, codes, scales, &k, tokens, int16_dots] {
               const MatrixView& w = o->weight.view();
               if (int16_dots) {
                 auto* pairs = reinterpret_cast<std::int16_t*>(panel->data());
                 float* panel_scales = panel->data() + kRows * 16;
-                k.unpack_columns_int16(w, 0, 0, w.tiles, pairs, panel_scales);
-                k.multiply_int16({codes->data(), kRows, scales->data(), kBlocks}, pairs,
-                                 panel_scales, kRows, 0, tokens, o->x.data(), kColumns, 32, false);
+                k.unpack_columns_rounded(w, 0, 0, w.tiles, pairs, panel_scales);
+                k.multiply_rounded({codes->data(), kRows, scales->data(), kBlocks}, pairs,
+                                   panel_scales, kRows, 0, tokens, o->x.data(), kColumns, 32,
+                                   false);
                 return;
               }
               k.unpack_columns(w, 0, 0, w.tiles, false, panel->data());

@@ -95,6 +95,10 @@ Status check_length(const Model& model, std::int64_t tokens) {
   return fail("{} tokens exceed the model's context of {}", tokens, model.config.context_length);
 }
 
+const char* rounded_name(const Kernels& kernels) {
+  return kernels.rounded != nullptr ? kernels.rounded : "16 bits";
+}
+
 // `work` is that of all `tokens`. The roof is measured here, after the memory was.
 Status report(const BenchOptions& options, Engine& engine, const char* what, std::int64_t tokens,
               const Work& work, const Timing& timing, const Timing* forward = nullptr) {
@@ -117,12 +121,12 @@ Status report(const BenchOptions& options, Engine& engine, const char* what, std
               {"work",
                {{"bytes", work.bytes},
                 {"int8_macs", work.int8_macs},
-                {"int16_macs", work.int16_macs},
+                {"rounded_macs", work.rounded_macs},
                 {"f32_macs", work.f32_macs}}},
               {"roof",
                {{"read_bytes_per_second", roof.read_bytes},
                 {"int8_macs_per_second", roof.int8},
-                {"int16_macs_per_second", roof.int16},
+                {"rounded_macs_per_second", roof.rounded},
                 {"f32_macs_per_second", roof.f32}}}};
     if (forward != nullptr) {
       json["method"] = options.method;
@@ -145,8 +149,9 @@ Status report(const BenchOptions& options, Engine& engine, const char* what, std
       work.bytes / roof.read_bytes >= roof.seconds(work)
           ? fmt::format("reading {} at {:.1f} GB/s", format_bytes(work.bytes),
                         roof.read_bytes / 1e9)
-          : fmt::format("{:.1f} G multiply-adds in int8, {:.1f} in int16, {:.1f} in f32",
-                        work.int8_macs / 1e9, work.int16_macs / 1e9, work.f32_macs / 1e9),
+          : fmt::format("{:.1f} G multiply-adds in int8, {:.1f} in {}, {:.1f} in f32",
+                        work.int8_macs / 1e9, work.rounded_macs / 1e9,
+                        rounded_name(engine.compute.kernels), work.f32_macs / 1e9),
       tokens, kRounds, engine.compute.kernels.name, engine.compute.team.size(),
       engine.compute.team.size() == 1 ? "" : "s", format_bytes(peak)));
 }
@@ -355,7 +360,8 @@ Status bench_roof(const BenchOptions& options) {
     TRIMPOT_TRY(const auto file, gguf::File::open(options.model.model));
     sizes.push_back(static_cast<std::size_t>(file.file_bytes()));
   }
-  Json json{{"isa", kernels->name}, {"threads", Json::array()}};
+  Json json{
+      {"isa", kernels->name}, {"rounded", rounded_name(*kernels)}, {"threads", Json::array()}};
   std::vector<std::vector<std::string>> columns;
   for (int threads = 1; threads <= most;
        threads = threads * 2 > most && threads < most ? most : threads * 2) {
@@ -364,7 +370,7 @@ Status bench_roof(const BenchOptions& options) {
     const double join = join_seconds(compute);
     Json row{{"threads", threads},
              {"int8_macs_per_second", peaks.int8},
-             {"int16_macs_per_second", peaks.int16},
+             {"rounded_macs_per_second", peaks.rounded},
              {"f32_macs_per_second", peaks.f32},
              {"join_microseconds", join * 1e6},
              {"read", Json::array()}};
@@ -374,7 +380,7 @@ Status bench_roof(const BenchOptions& options) {
       row["read"].push_back({{"bytes", bytes}, {"bytes_per_second", rate}});
       column.push_back(fmt::format("{:.1f}", rate / 1e9));
     }
-    for (const double rate : {peaks.int8, peaks.int16, peaks.f32})
+    for (const double rate : {peaks.int8, peaks.rounded, peaks.f32})
       column.push_back(rate > 0 ? fmt::format("{:.0f}", rate / 1e9) : "-");
     column.push_back(fmt::format("{:.2f}", join * 1e6));
     columns.push_back(std::move(column));
@@ -384,9 +390,10 @@ Status bench_roof(const BenchOptions& options) {
   std::vector<std::string> names{"threads"};
   for (const std::size_t bytes : sizes)
     names.push_back(fmt::format("reading {}, GB/s", format_bytes(static_cast<double>(bytes))));
-  for (const char* name : {"int8, G multiply-adds/s", "int16, G multiply-adds/s",
-                           "f32, G multiply-adds/s", "joining the threads, us"})
-    names.push_back(name);
+  names.push_back("int8, G multiply-adds/s");
+  names.push_back(fmt::format("{}, G multiply-adds/s", rounded_name(*kernels)));
+  names.push_back("f32, G multiply-adds/s");
+  names.push_back("joining the threads, us");
   std::string text = fmt::format("{} kernels\n", kernels->name);
   for (std::size_t row = 0; row < names.size(); ++row) {
     text += fmt::format("{:<28}", names[row]);

@@ -11,6 +11,7 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAmxParts;  // what it has of its own; the rest is AVX-512's
 #endif
 
 }  // namespace trimpot

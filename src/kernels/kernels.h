@@ -25,9 +25,17 @@ struct Int8Block {
   std::int32_t sum;  // of the codes
   float scaled_sum;  // scale * sum, never -0
 };
+// The same of 16 tokens side by side, as instruction sets with products of tiles want many of them.
+inline constexpr std::int64_t kTiledTokens = 16;
+struct Int8Tile {
+  std::int8_t codes[kTiledTokens][32];
+  float scales[kTiledTokens];
+  float scaled_sums[kTiledTokens];
+};
 struct Int8View {
   Int8Block* data = nullptr;  // [tokens, blocks]
   std::int64_t blocks = 0;    // per token
+  Int8Tile* tiles = nullptr;  // [tokens / 16, rounded up][blocks]; null: not wanted
   Int8Block* row(std::int64_t token) const { return data + token * blocks; }
 };
 
@@ -55,24 +63,34 @@ struct WeakPart {
 };
 inline constexpr std::int64_t kMostTokensWithWeak = 4;
 
-// Values rounded to whole numbers of 13 bits, with a scale for each 128 of them (the largest is
-// 4095): the products of 128 pairs fit 32 bits, 128 * 4095^2 < 2^31. Their error, at most 1/8190 of
-// the largest, is below that of bf16, 1/512 of each, where the largest is below 16 times the rest.
+// Output gradients rounded to 16 bits, in the form whose products the instruction set has:
+// - "int16": whole numbers of 13 bits, with a scale for each 128 of them (the largest is 4095): the
+//   products of 128 pairs fit 32 bits, 128 * 4095^2 < 2^31. Their error, at most 1/8190 of the
+//   largest, is below that of bf16 where the largest is below 32 times the rest;
+// - "bf16": 1/256 of each at most, and no scales.
 inline constexpr std::int64_t kInt16Block = 128;
 inline constexpr float kInt16Limit = 4095.0f;
-struct Int16View {
+struct RoundedView {
   std::int16_t* codes = nullptr;  // [tokens, rows], rows padded with 0 to an even count
   std::int64_t stride = 0;        // between tokens
-  float* scales = nullptr;        // [tokens, blocks]
+  float* scales = nullptr;        // [tokens, blocks]; of int16
   std::int64_t scale_stride = 0;
+};
+
+// A loop that does nothing but multiply and add; what it gives means nothing.
+struct PeakLoop {
+  float (*run)(std::int64_t rounds, float start) = nullptr;  // start is 1
+  std::int64_t macs_per_round = 0;
 };
 
 struct Kernels {
   const char* name;
-  bool int16_backward;  // input gradients by dot products of 16-bit numbers instead of f32
+  const char* rounded;  // the form of rounded output gradients, as above; null: they stay f32
+
+  bool tiled;  // linear_int8() is faster with Int8Tiles
 
   // Rounds tokens [begin, end) of x [tokens, columns] to int8. A token with a value that is not
-  // finite gets a NaN scale.
+  // finite gets a NaN scale. Only tables with `tiled` fill out.tiles.
   void (*quantize)(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
                    std::int64_t end, const Int8View& out);
 
@@ -98,19 +116,20 @@ struct Kernels {
   // 32 columns of tiles [tile_begin, tile_end) with rows first, [16 * tiles][32], for dy * W.
   void (*unpack_columns)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
                          std::int64_t tile_end, bool raw, float* panel);
-  // The same as pairs of rows in whole numbers, [8 * tiles][32][2], with a scale for each 8 tiles.
-  // This and the next two are null without int16_backward.
-  void (*unpack_columns_int16)(const MatrixView& weight, std::int64_t chunk,
-                               std::int64_t tile_begin, std::int64_t tile_end, std::int16_t* panel,
-                               float* scales);
+  // The same as pairs of rows in the rounded form, [8 * tiles][32][2], with a scale for each 8
+  // tiles (int16). This and the next two are null without a rounded form.
+  void (*unpack_columns_rounded)(const MatrixView& weight, std::int64_t chunk,
+                                 std::int64_t tile_begin, std::int64_t tile_end,
+                                 std::int16_t* panel, float* scales);
   // c[t, 0..31] (+)= sum_n dy[t, n] panel[n, 0..31] over `rows` (even) rows from the beginning of a
   // block of dy on. `columns` (<= 32) are stored.
-  void (*multiply_int16)(const Int16View& dy, const std::int16_t* panel, const float* panel_scales,
-                         std::int64_t rows, std::int64_t token_begin, std::int64_t token_end,
-                         float* c, std::int64_t c_stride, int columns, bool add);
-  // Rounds a row, padded to an even count. `to` may be where `from` is. A block with a value that
-  // is not finite gets a NaN scale.
-  void (*to_int16)(const float* from, std::int64_t count, std::int16_t* to, float* scales);
+  void (*multiply_rounded)(const RoundedView& dy, const std::int16_t* panel,
+                           const float* panel_scales, std::int64_t rows, std::int64_t token_begin,
+                           std::int64_t token_end, float* c, std::int64_t c_stride, int columns,
+                           bool add);
+  // Rounds a row, padded to an even count. `to` may be where `from` is. What is not finite makes
+  // its block's scale NaN (int16) or stays so (bf16).
+  void (*round_row)(const float* from, std::int64_t count, std::int16_t* to, float* scales);
 
   // For tiles [tile_begin, tile_end), the first of which is written at d_scale[0], summed over
   // `tokens` tokens in blocks of 128:
@@ -174,11 +193,8 @@ struct Kernels {
   void (*widen_f16)(const f16* from, std::int64_t count, float* to);
   void (*narrow_f16)(const float* from, std::int64_t count, f16* to);
 
-  // What one core can do at most: 12 vectors of 16 lanes a round, of one multiply-add per lane, of
-  // 4 (bytes), of 2 (null without int16_backward). `start` is 1; what they give means nothing.
-  float (*peak_f32)(std::int64_t rounds, float start);
-  float (*peak_int8)(std::int64_t rounds, float start);
-  float (*peak_int16)(std::int64_t rounds, float start);
+  // What one core can do at most; of rounded gradients only where there are.
+  PeakLoop peak_f32, peak_int8, peak_rounded;
   // Reads memory once, from one end to the other; `bytes` is a multiple of 256.
   float (*read_memory)(const std::uint8_t* data, std::int64_t bytes);
 };

@@ -264,6 +264,10 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   const std::int64_t blocks = divide_up(form.count, kChunkColumns);
   form.blocks.reserve(tokens * blocks);
   form.int8 = {form.blocks.data(), blocks};
+  if (compute.kernels.tiled && tokens >= kTiledTokens) {
+    form.tiles.reserve(divide_up(tokens, kTiledTokens) * blocks);
+    form.int8.tiles = form.tiles.data();
+  }
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
     compute.kernels.quantize(from, stride, form.count, begin, end, form.int8);
   });

@@ -64,6 +64,7 @@ class Activations {
     bool rounded = false;  // int8 wanted
     AlignedBuffer<float> gathered;
     AlignedBuffer<Int8Block> blocks;
+    AlignedBuffer<Int8Tile> tiles;
     Int8View int8;
   };
   void note(const Compute& compute, const LinearView& reader, bool rounded);
@@ -120,7 +121,7 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                      bool add, const KnownOutput& y = {});
 
 // Whether input gradients are products of whole numbers on this path.
-bool uses_int16(const Compute& compute);
+bool rounds_gradients(const Compute& compute);
 // The head's input gradient: rows of dy are `dy_stride` floats apart, each of which
 // round_head_row() has put into the form that the kernels work with, in place.
 void round_head_row(Compute& compute, float* dy, std::int64_t rows, int member);

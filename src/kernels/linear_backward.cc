@@ -9,11 +9,11 @@
 namespace trimpot {
 namespace {
 
-// Rows of dy, or their form in whole numbers where the kernels work with it.
+// Rows of dy, or their rounded form where the kernels work with it.
 struct OutputGradient {
   const float* values;
   std::int64_t stride;
-  Int16View rounded = {};
+  RoundedView rounded = {};
 };
 
 // dx[:, chunk] (+)= dy[:, rows of the tiles] W[those rows, chunk].
@@ -27,13 +27,13 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
   if (dy.rounded.codes != nullptr) {
     auto* pairs = reinterpret_cast<std::int16_t*>(panel);  // half of the panel
     float* scales = panel + (tile_end - tile) * kTileRows * kChunkColumns / 2;
-    compute.kernels.unpack_columns_int16(w, chunk, tile, tile_end, pairs, scales);
-    Int16View block = dy.rounded;
+    compute.kernels.unpack_columns_rounded(w, chunk, tile, tile_end, pairs, scales);
+    RoundedView block = dy.rounded;
     block.codes += row;
     block.scales += row / kInt16Block;
     // dy rows are padded with zeros to whole pairs.
-    compute.kernels.multiply_int16(block, pairs, scales, rows + rows % 2, token_begin, token_end,
-                                   dx + column, dx_stride, columns, add);
+    compute.kernels.multiply_rounded(block, pairs, scales, rows + rows % 2, token_begin, token_end,
+                                     dx + column, dx_stride, columns, add);
   } else {
     compute.kernels.unpack_columns(w, chunk, tile, tile_end, false, panel);
     compute.kernels.multiply({dy.values + row + token_begin * dy.stride, dy.stride, 1},
@@ -56,17 +56,17 @@ void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradien
                    });
 }
 
-// dy with its form in whole numbers.
+// dy with its rounded form.
 OutputGradient rounded(Compute& compute, const float* dy, std::int64_t rows, std::int64_t dy_stride,
                        std::int64_t tokens) {
   OutputGradient out{dy, dy_stride};
-  if (!uses_int16(compute)) return out;
+  if (!rounds_gradients(compute)) return out;
   out.rounded = compute.rounded(tokens, rows);
   compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t token = begin; token < end; ++token)
-      compute.kernels.to_int16(dy + token * dy_stride, rows,
-                               out.rounded.codes + token * out.rounded.stride,
-                               out.rounded.scales + token * out.rounded.scale_stride);
+      compute.kernels.round_row(dy + token * dy_stride, rows,
+                                out.rounded.codes + token * out.rounded.stride,
+                                out.rounded.scales + token * out.rounded.scale_stride);
   });
   return out;
 }
@@ -186,8 +186,8 @@ bool takes_output(const Compute& compute, const LinearView& linear, const Linear
          linear.weight->groups() == 1 && linear.weak == nullptr && linear.low_rank == nullptr;
 }
 
-bool uses_int16(const Compute& compute) {
-  return compute.precision == Precision::kDefault && compute.kernels.int16_backward;
+bool rounds_gradients(const Compute& compute) {
+  return compute.precision == Precision::kDefault && compute.kernels.rounded != nullptr;
 }
 
 void dense_gradient(Compute& compute, const float* dy, std::int64_t rows, const float* x,
@@ -248,25 +248,26 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
 namespace {
 
 // Codes, then scales, where the floats were: 4 bytes a number become 2 and, for each 128, 4 more.
-Int16View int16_in_place(float* dy, std::int64_t rows, std::int64_t stride) {
+RoundedView int16_in_place(float* dy, std::int64_t rows, std::int64_t stride) {
   return {reinterpret_cast<std::int16_t*>(dy), stride * 2, dy + (rows + 1) / 2, stride};
 }
 
 }  // namespace
 
 void round_head_row(Compute& compute, float* dy, std::int64_t rows, int member) {
-  if (!uses_int16(compute)) return;
-  const Int16View to = int16_in_place(dy, rows, rows);
+  if (!rounds_gradients(compute)) return;
+  const RoundedView to = int16_in_place(dy, rows, rows);
   const std::int64_t blocks = divide_up(rows, kInt16Block);
   float* scales = compute.scratch(member, static_cast<std::size_t>(blocks));
-  compute.kernels.to_int16(dy, rows, to.codes, scales);
+  compute.kernels.round_row(dy, rows, to.codes, scales);
   std::memcpy(to.scales, scales, static_cast<std::size_t>(blocks) * sizeof(float));
 }
 
 void head_backward(Compute& compute, const LinearView& head, float* dy, std::int64_t dy_stride,
                    std::int64_t tokens, float* dx) {
   OutputGradient gradient{dy, dy_stride};
-  if (uses_int16(compute)) gradient.rounded = int16_in_place(dy, head.weight->rows(), dy_stride);
+  if (rounds_gradients(compute))
+    gradient.rounded = int16_in_place(dy, head.weight->rows(), dy_stride);
   const std::int64_t width = head.weight->columns();
   if (head.weight_columns != nullptr) clear(compute, dx, tokens * width);
   part_gradient(compute, *head.weight, head.weight_columns, 0, gradient, tokens, dx, width, false);

@@ -36,7 +36,7 @@ class Compute {
     return scratch_[member].data();
   }
   // Room for an output gradient [tokens, rows] in whole numbers.
-  Int16View rounded(std::int64_t tokens, std::int64_t rows) {
+  RoundedView rounded(std::int64_t tokens, std::int64_t rows) {
     const std::int64_t stride = rows + rows % 2, blocks = (rows + kInt16Block - 1) / kInt16Block;
     rounded_.reserve(tokens * stride);
     rounded_scales_.reserve(tokens * blocks);

@@ -1,6 +1,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstdlib>
 
@@ -18,6 +22,42 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
+// Linux gives tiles to a process that asks for them, and to the threads that it starts then.
+bool has_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25,
+                     kAll = kBf16 | kTile | kInt8;
+  if ((edx & kAll) != kAll) return false;
+  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((eax & 1u << 5) == 0) return false;  // AVX512_BF16
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+// Put together here, by code that any CPU can run.
+const Kernels& amx_kernels() {
+  static const Kernels table = [] {
+    Kernels k = kAvx512Kernels;
+    k.name = kAmxParts.name;
+    k.tiled = kAmxParts.tiled;
+    k.quantize = kAmxParts.quantize;
+    k.linear_int8 = kAmxParts.linear_int8;
+    k.rounded = kAmxParts.rounded;
+    k.round_row = kAmxParts.round_row;
+    k.unpack_columns_rounded = kAmxParts.unpack_columns_rounded;
+    k.multiply_rounded = kAmxParts.multiply_rounded;
+    k.peak_int8 = kAmxParts.peak_int8;
+    k.peak_rounded = kAmxParts.peak_rounded;
+    return k;
+  }();
+  return table;
+}
+
 }  // namespace
 #endif
 
@@ -33,6 +73,13 @@ std::vector<IsaInfo> list_isas() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #endif
+#ifdef TRIMPOT_EMULATE_AMX  // tests/kernels/emulated
+  const bool amx = avx512;
+#else
+  const bool amx = avx512 && has_amx();
+#endif
+  isas.push_back({&amx_kernels(), amx_kernels().name,
+                  "AMX (tiles, int8, bf16), AVX-512 F, BW, DQ, VL, VNNI, BF16", amx});
   isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});
   isas.push_back({&kAvx2Kernels, kAvx2Kernels.name, "AVX2, FMA, F16C", avx2});
 #endif

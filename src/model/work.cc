@@ -14,7 +14,7 @@ void add_product(const Compute& compute, const Matrix& matrix, double tokens, Wo
 }
 
 void add_input_gradient(const Compute& compute, const Matrix& matrix, double tokens, Work& work) {
-  (uses_int16(compute) ? work.int16_macs : work.f32_macs) += size_of(matrix) * tokens;
+  (rounds_gradients(compute) ? work.rounded_macs : work.f32_macs) += size_of(matrix) * tokens;
 }
 
 void add_forward(const Compute& compute, const Linear& linear, double tokens, Work& work) {
@@ -75,7 +75,7 @@ Work decode_work(const Compute& compute, const Model& model, std::int64_t positi
   Work work = passes(compute, model, static_cast<double>(position), 1.0, cache);
   add_product(compute, model.head_matrix(), 1.0, work);
   const double weights = passes(compute, model, 0.0, 1.0).bytes;
-  return {weights + count * (work.bytes - weights), count * work.int8_macs, count * work.int16_macs,
+  return {weights + count * (work.bytes - weights), count * work.int8_macs, count * work.rounded_macs,
           count * work.f32_macs};
 }
 

@@ -13,11 +13,11 @@ namespace trimpot {
 
 struct Work {
   double bytes = 0;  // of weights, and of keys and values that are read again
-  double int8_macs = 0, int16_macs = 0, f32_macs = 0;
+  double int8_macs = 0, rounded_macs = 0, f32_macs = 0;
   Work& operator+=(const Work& other) {
     bytes += other.bytes;
     int8_macs += other.int8_macs;
-    int16_macs += other.int16_macs;
+    rounded_macs += other.rounded_macs;
     f32_macs += other.f32_macs;
     return *this;
   }

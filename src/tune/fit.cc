@@ -133,7 +133,7 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
 
   std::int64_t bytes = shared_bytes(linears, options, rows);
   const auto kernels = select_kernels();
-  if (precision == Precision::kDefault && (!kernels || (*kernels)->int16_backward)) {
+  if (precision == Precision::kDefault && (!kernels || (*kernels)->rounded != nullptr)) {
     const std::int64_t widest = std::max({c.hidden, q, kv, c.feed_forward});  // Compute::rounded
     bytes = sum(bytes, sum(buffer(product({rows, widest + widest % 2, 2})),
                            floats(rows, divide_up(widest, kInt16Block))));

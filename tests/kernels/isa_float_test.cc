@@ -289,7 +289,7 @@ TEST_P(IsaFloat, MultiplyGivesTheSameBits) {
 // that are stored but not wanted. Sums of a block are exact; one as a float, the product of scales
 // and the addition are rounded.
 TEST_P(IsaFloat, MultiplyInt16) {
-  if (!GetParam()->int16_backward) GTEST_SKIP() << "no products of 16-bit numbers";
+  if (!rounds_to_int16(*GetParam())) GTEST_SKIP() << "no products of 16-bit whole numbers";
   WorstError used("tolerance_used");
   for (const std::int64_t rows : {2, 16, 34, 128, 200, 386})
     for (const std::int64_t tokens : {1, 3, 4, 12, 13, 29})
@@ -311,9 +311,9 @@ TEST_P(IsaFloat, MultiplyInt16) {
             const Floats panel_scales = random.normals(blocks);
             Floats c = random.normals(tokens * c_stride);
             const Floats before = c;
-            const Int16View view{d_y.data(), stride, scales.data(), blocks + 1};
-            GetParam()->multiply_int16(view, panel.data(), panel_scales.data(), rows, 0, tokens,
-                                       c.data(), c_stride, columns, add);
+            const RoundedView view{d_y.data(), stride, scales.data(), blocks + 1};
+            GetParam()->multiply_rounded(view, panel.data(), panel_scales.data(), rows, 0, tokens,
+                                         c.data(), c_stride, columns, add);
             std::vector<double> want = widened(before), magnitude(want.size());
             for (std::int64_t t = 0; t < tokens; ++t)
               for (std::int64_t j = 0; j < columns; ++j) {
@@ -336,7 +336,7 @@ TEST_P(IsaFloat, MultiplyInt16) {
 // Catches: a tail that is not rounded or padded, a scale for the wrong numbers, numbers overwritten
 // before they are read, infinities and NaN that become numbers.
 TEST_P(IsaFloat, ToInt16) {
-  if (!GetParam()->int16_backward) GTEST_SKIP() << "no products of 16-bit numbers";
+  if (!rounds_to_int16(*GetParam())) GTEST_SKIP() << "no products of 16-bit whole numbers";
   for (const std::int64_t count : {1, 2, 15, 16, 33, 127, 128, 129, 300}) {
     const auto blocks = static_cast<std::size_t>((count + kInt16Block - 1) / kInt16Block);
     Floats x = RandomStream(8).normals(count);
@@ -344,7 +344,7 @@ TEST_P(IsaFloat, ToInt16) {
       for (std::int64_t i = 128; i < 256; ++i) x[i] = 0.0f;
     std::vector<std::int16_t> codes(static_cast<std::size_t>(count + 3), 7);
     Floats scales(blocks);
-    GetParam()->to_int16(x.data(), count, codes.data(), scales.data());
+    GetParam()->round_row(x.data(), count, codes.data(), scales.data());
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t begin = i / kInt16Block * kInt16Block;
       float highest = 0.0f;
@@ -360,15 +360,92 @@ TEST_P(IsaFloat, ToInt16) {
     EXPECT_EQ(codes[count + 1], 7);
     Floats row = x, again(blocks);
     row.push_back(0.0f);
-    GetParam()->to_int16(row.data(), count, reinterpret_cast<std::int16_t*>(row.data()),
-                         again.data());
+    GetParam()->round_row(row.data(), count, reinterpret_cast<std::int16_t*>(row.data()),
+                          again.data());
     EXPECT_EQ(std::memcmp(row.data(), codes.data(), static_cast<std::size_t>(count) * 2), 0);
     EXPECT_EQ(again, scales);
     for (const float bad : {INFINITY, -INFINITY, std::nanf("")}) {
       Floats broken = x;
       broken[static_cast<std::size_t>(count - 1)] = bad;
-      GetParam()->to_int16(broken.data(), count, codes.data(), scales.data());
+      GetParam()->round_row(broken.data(), count, codes.data(), scales.data());
       EXPECT_TRUE(std::isnan(scales.back()));
+    }
+  }
+}
+
+// Catches: tails of tokens, rows or columns that are left out or read beyond their end, sums that
+// are not added. Products of bf16 are exact in a float; each is added with one rounding.
+TEST_P(IsaFloat, MultiplyBf16) {
+  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  WorstError used("tolerance_used");
+  for (const std::int64_t rows : {2, 16, 34, 128, 200, 386})
+    for (const std::int64_t tokens : {1, 15, 16, 17, 32, 33, 61})
+      for (const int columns : {1, 16, 20, 32})
+        for (const bool add : {false, true}) {
+          RandomStream random(6, static_cast<std::uint64_t>(rows));
+          const std::int64_t stride = rows + 6, c_stride = columns + 3;
+          const auto halves = [&](std::int64_t count) {
+            std::vector<std::int16_t> out(static_cast<std::size_t>(count));
+            for (std::int16_t& half : out)
+              half = static_cast<std::int16_t>(f32_to_bf16(random.normals(1)[0]));
+            return out;
+          };
+          auto d_y = halves(tokens * stride);
+          const auto panel = halves(rows * 32);
+          const auto value = [](std::int16_t half) {
+            return double{bf16_to_f32(static_cast<bf16>(half))};
+          };
+          Floats c = random.normals(tokens * c_stride);
+          const Floats before = c;
+          GetParam()->multiply_rounded({d_y.data(), stride, nullptr, 0}, panel.data(), nullptr,
+                                       rows, 0, tokens, c.data(), c_stride, columns, add);
+          std::vector<double> want = widened(before), magnitude(want.size());
+          for (std::int64_t t = 0; t < tokens; ++t)
+            for (std::int64_t j = 0; j < columns; ++j) {
+              double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
+              for (std::int64_t n = 0; n < rows; ++n) {
+                const double product =
+                    value(d_y[t * stride + n]) * value(panel[(n / 2 * 32 + j) * 2 + n % 2]);
+                sum += product;
+                terms += std::fabs(product);
+              }
+              want[t * c_stride + j] = sum;
+              magnitude[t * c_stride + j] = terms;
+            }
+          used.add(expect_close(c, want, magnitude, static_cast<double>(rows) + 1, "c"));
+          // Any split of the tokens gives the same bits.
+          for (const std::int64_t split : {1, 16, 20}) {
+            if (split >= tokens) continue;
+            Floats parts = before;
+            for (const auto& [begin, end] : {std::pair{std::int64_t{0}, split}, {split, tokens}})
+              GetParam()->multiply_rounded({d_y.data(), stride, nullptr, 0}, panel.data(), nullptr,
+                                           rows, begin, end, parts.data(), c_stride, columns, add);
+            EXPECT_EQ(parts, c) << split;
+          }
+        }
+}
+
+// Catches: a tail that is not rounded or padded, numbers overwritten before they are read,
+// infinities and NaN that become numbers.
+TEST_P(IsaFloat, ToBf16) {
+  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  for (const std::int64_t count : {1, 2, 15, 16, 17, 31, 33, 300}) {
+    const Floats x = RandomStream(8).normals(count);
+    std::vector<std::int16_t> codes(static_cast<std::size_t>(count + 3), 7);
+    GetParam()->round_row(x.data(), count, codes.data(), nullptr);
+    for (std::int64_t i = 0; i < count; ++i)
+      ASSERT_EQ(static_cast<bf16>(codes[i]), f32_to_bf16(x[i])) << i << " of " << count;
+    EXPECT_EQ(codes[count], count % 2 == 0 ? 7 : 0);
+    EXPECT_EQ(codes[count + 1], 7);
+    Floats row = x;
+    row.push_back(0.0f);
+    GetParam()->round_row(row.data(), count, reinterpret_cast<std::int16_t*>(row.data()), nullptr);
+    EXPECT_EQ(std::memcmp(row.data(), codes.data(), static_cast<std::size_t>(count) * 2), 0);
+    for (const float bad : {INFINITY, -INFINITY, std::nanf("")}) {
+      Floats broken = x;
+      broken[static_cast<std::size_t>(count - 1)] = bad;
+      GetParam()->round_row(broken.data(), count, codes.data(), nullptr);
+      EXPECT_FALSE(std::isfinite(bf16_to_f32(static_cast<bf16>(codes[count - 1]))));
     }
   }
 }
@@ -433,7 +510,11 @@ TEST_F(ForcedIsa, TablesAreDifferentCode) {
     for (std::size_t b = 0; b < a; ++b) {
       EXPECT_NE(isas[a].name, isas[b].name);
       EXPECT_NE(isas[a].kernels->linear_int8, isas[b].kernels->linear_int8);
-      EXPECT_NE(isas[a].kernels->multiply, isas[b].kernels->multiply);
+      // AMX adds to AVX-512's table.
+      if (isas[a].name == "avx512" && isas[b].name == "amx")
+        EXPECT_NE(isas[a].kernels->multiply_rounded, isas[b].kernels->multiply_rounded);
+      else
+        EXPECT_NE(isas[a].kernels->multiply, isas[b].kernels->multiply);
     }
 }
 

@@ -14,9 +14,22 @@ struct Rounded {
   Rounded(const Kernels& kernels, const std::vector<float>& x, std::int64_t columns)
       : Rounded(static_cast<std::int64_t>(x.size()) / columns, (columns + 31) / 32) {
     kernels.quantize(x.data(), columns, columns, 0, tokens, view);
+    if (!kernels.tiled) fill_tiles();
   }
-  Rounded(std::int64_t tokens, std::int64_t blocks) : tokens(tokens), blocks(tokens * blocks) {
-    view = {this->blocks.data(), blocks};
+  Rounded(std::int64_t tokens, std::int64_t blocks)
+      : tokens(tokens),
+        blocks(tokens * blocks),
+        tiles((tokens + kTiledTokens - 1) / kTiledTokens * blocks) {
+    view = {this->blocks.data(), blocks, tiles.data()};
+  }
+  void fill_tiles() {
+    for (std::int64_t t = 0; t < tokens; ++t)
+      for (std::int64_t i = 0; i < view.blocks; ++i) {
+        Int8Tile& tile = tiles[t / kTiledTokens * view.blocks + i];
+        std::memcpy(tile.codes[t % kTiledTokens], block(t, i).codes, 32);
+        tile.scales[t % kTiledTokens] = block(t, i).scale;
+        tile.scaled_sums[t % kTiledTokens] = block(t, i).scaled_sum;
+      }
   }
   const Int8Block& block(std::int64_t token, std::int64_t index) const {
     return view.row(token)[index];
@@ -24,8 +37,12 @@ struct Rounded {
   std::span<const std::int8_t> bytes() const {
     return {blocks.data()->codes, blocks.size() * sizeof(Int8Block)};
   }
+  std::span<const std::int8_t> tile_bytes() const {
+    return {tiles.data()->codes[0], tiles.size() * sizeof(Int8Tile)};
+  }
   std::int64_t tokens;
   std::vector<Int8Block> blocks;
+  std::vector<Int8Tile> tiles;
   Int8View view;
 };
 
@@ -56,6 +73,7 @@ TEST_P(IsaInt8, QuantizeGivesTheSameBits) {
     const auto x = activations(30, columns, static_cast<std::uint64_t>(columns));
     const Rounded got(*GetParam(), x, columns), want(scalar(), x, columns);
     EXPECT_TRUE(same_bits(got.bytes(), want.bytes())) << columns;
+    EXPECT_TRUE(same_bits(got.tile_bytes(), want.tile_bytes())) << columns;
   }
 }
 
@@ -253,17 +271,18 @@ TEST_P(IsaInt8, LinearWithNumbersOfEachToken) {
 // Any split into ranges of tiles and tokens: how the work falls to threads changes nothing, and
 // nothing outside of a range is written.
 TEST_P(IsaInt8, LinearGivesTheSameBitsForAnySplit) {
+  constexpr std::int64_t kTokens = 41;
   for (const MatrixFormat& format : all_formats()) {
     const Matrix weight = format.make(100, 64, 3, false);  // 7 tiles
-    const Rounded in(scalar(), activations(11, 64, 4), 64);
-    const auto whole = linear(*GetParam(), weight, in, 0, 11);
+    const Rounded in(scalar(), activations(kTokens, 64, 4), 64);
+    const auto whole = linear(*GetParam(), weight, in, 0, kTokens);
     std::vector<float> parts(whole.size(), -1.0f);
     const auto part = [&](std::int64_t tokens, std::int64_t token_end, std::int64_t tile,
                           std::int64_t tile_end) {
       const std::vector<float> before = parts;
       GetParam()->linear_int8(weight.view(), in.view, tokens, token_end, tile, tile_end, nullptr,
                               nullptr, parts.data(), 100, false);
-      for (std::int64_t t = 0; t < 11; ++t)
+      for (std::int64_t t = 0; t < kTokens; ++t)
         for (std::int64_t n = 0; n < 100; ++n) {
           const bool inside = t >= tokens && t < token_end && n / 16 >= tile && n / 16 < tile_end;
           if (inside) continue;
@@ -271,10 +290,10 @@ TEST_P(IsaInt8, LinearGivesTheSameBitsForAnySplit) {
         }
     };
     part(0, 5, 0, 3);
-    part(5, 11, 0, 3);
-    part(0, 11, 3, 4);
+    part(5, kTokens, 0, 3);
+    part(0, kTokens, 3, 4);
     part(0, 2, 4, 7);
-    part(2, 11, 4, 7);
+    part(2, kTokens, 4, 7);
     EXPECT_TRUE(same_bits(parts, whole)) << format.name;
   }
 }
@@ -407,18 +426,23 @@ void check_unpacking(const Kernels& kernels, const Matrix& weight) {
           ASSERT_EQ(panel[n * 32 + j], want[n * padded + chunk * 32 + j]) << n << ' ' << j;
     }
   }
-  if (!kernels.int16_backward) return;
+  if (kernels.rounded == nullptr) return;
   for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
     std::vector<std::int16_t> pairs(static_cast<std::size_t>(view.tiles * 16 * 32));
     std::vector<float> scales(static_cast<std::size_t>((view.tiles + 7) / 8));
-    kernels.unpack_columns_int16(view, chunk, 0, view.tiles, pairs.data(), scales.data());
+    kernels.unpack_columns_rounded(view, chunk, 0, view.tiles, pairs.data(), scales.data());
     for (std::int64_t n = 0; n < rows; ++n) {
       const double scale = scales[static_cast<std::size_t>(n / kInt16Block)];
       for (std::int64_t j = 0; j < std::min<std::int64_t>(32, columns - chunk * 32); ++j) {
-        const int code = pairs[(n / 2 * 32 + j) * 2 + n % 2];
+        const std::int16_t code = pairs[(n / 2 * 32 + j) * 2 + n % 2];
+        const float value = plain[n * padded + chunk * 32 + j];
+        if (rounds_to_bf16(kernels)) {  // of 8 bits, and half of the last is 1/256
+          ASSERT_NEAR(bf16_to_f32(static_cast<bf16>(code)), value, std::fabs(value) / 256 + 1e-38);
+          continue;
+        }
         ASSERT_LE(std::abs(code), 4095);
         // Half a step and three roundings of up to 4095 steps in f32.
-        ASSERT_NEAR(scale * code, plain[n * padded + chunk * 32 + j], 0.501 * scale);
+        ASSERT_NEAR(scale * code, value, 0.501 * scale);
       }
     }
   }

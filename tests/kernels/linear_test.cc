@@ -4,9 +4,10 @@
 // Tolerances, element by element. Sums of n rounded terms are off by at most n u sum |terms|
 // (u = 2^-24; see gradient_test.cc), and the reference run on absolute values gives sum |terms|. On
 // the default path the codes are multiplied by activations rounded to int8: the reference gets the
-// rounded ones. Where it works in whole numbers (dx), each of the two factors is off by up to
-// 1/8190 of the largest of its block: the reference run on matrices of nothing but their largest
-// number bounds that. Two such products in a row (the low-rank path) are off by twice as much.
+// rounded ones. Where output gradients are rounded (dx), each of the two factors is off by up to
+// 1/8190 of the largest of its block (whole numbers: the reference run on matrices of nothing but
+// their largest number bounds that) or 1/256 of itself (bf16). Two such products in a row (the
+// low-rank path) are off by twice as much.
 #include "kernels/linear.h"
 
 #include <gtest/gtest.h>
@@ -22,6 +23,7 @@ namespace trimpot {
 namespace {
 
 constexpr double kWhole = 1.0 / 8190;  // error of rounding to whole numbers, of the largest
+constexpr double kBf16 = 1.0 / 256;    // to bf16, of each
 
 std::vector<double> largest(const std::vector<double>& values) {
   double most = 0;
@@ -47,13 +49,6 @@ ref::LinearLayer<double> largest(ref::LinearLayer<double> w) {
   return w;
 }
 
-// Magnitudes with which `roundings` cover `errors` times kWhole of `most`, too.
-std::vector<double> with_whole(std::vector<double> magnitude, const std::vector<double>& most,
-                               double errors, double roundings) {
-  for (std::size_t i = 0; i < magnitude.size(); ++i)
-    magnitude[i] += most[i] * errors * kWhole / (roundings * kRoundoff);
-  return magnitude;
-}
 constexpr std::uint64_t kStream = 77;
 
 // Rows first from the layout of dense gradients, [tiles][columns][16].
@@ -174,8 +169,19 @@ class LinearLayers : public testing::TestWithParam<Setup> {
   bool rounds(const Linear& linear) const {
     return GetParam().precision == Precision::kDefault && linear.weight.quantized();
   }
-  bool whole_numbers() const {
-    return GetParam().precision == Precision::kDefault && GetParam().kernels->int16_backward;
+  // Magnitudes with which `roundings` cover two rounded factors `times` times, too.
+  std::vector<double> with_rounded(std::vector<double> magnitude, const std::vector<double>& most,
+                                   double times, double roundings) const {
+    if (GetParam().precision == Precision::kF32) return magnitude;
+    constexpr double kTwo = 2.1;  // and their product
+    const Kernels& kernels = *GetParam().kernels;
+    for (std::size_t i = 0; i < magnitude.size(); ++i) {
+      const double error = rounds_to_int16(kernels)  ? kWhole * most[i]
+                           : rounds_to_bf16(kernels) ? kBf16 * magnitude[i]
+                                                     : 0.0;
+      magnitude[i] += kTwo * times * error / (roundings * kRoundoff);
+    }
+    return magnitude;
   }
   void check(const Linear& linear, std::int64_t tokens, WorstError& used) const;
 };
@@ -220,12 +226,11 @@ void LinearLayers::check(const Linear& linear, std::int64_t tokens, WorstError& 
   const auto g = ref::linear_backward(w, x, d_y);
   const auto m = ref::linear_backward(size, absolute(x), absolute(d_y));
   const auto most = ref::linear_backward(largest(w), absolute(x), largest(d_y));
-  const double whole = whole_numbers() ? 2.1 : 0, twice = linear.low_rank ? 2.1 * whole : whole;
   for (const bool add : {false, true}) {
     const Gradients got = backward(compute, linear, data, add);
     // Through the low-rank path two products in a row are rounded.
     const double back = static_cast<double>(rows) + inner + 10;
-    const auto terms_of_x = with_whole(m.d_x, most.d_x, twice, back);
+    const auto terms_of_x = with_rounded(m.d_x, most.d_x, linear.low_rank ? 2.1 : 1.0, back);
     used.add(expect_close(got.d_x, add ? plus_before(g.d_x) : g.d_x,
                           add ? plus_before(terms_of_x) : terms_of_x, back, "d_x"));
     const double through_tokens = static_cast<double>(tokens) + 10;
@@ -241,7 +246,7 @@ void LinearLayers::check(const Linear& linear, std::int64_t tokens, WorstError& 
       expect_dense(got.d_weak, w.weak, g.d_weak, m.d_weak, through_tokens, "d_weak");
     if (linear.low_rank) {
       const double through_both = through_tokens + static_cast<double>(rows) + w.pool;
-      expect_dense(got.d_a, w.a, g.d_a, with_whole(m.d_a, most.d_a, whole, through_both),
+      expect_dense(got.d_a, w.a, g.d_a, with_rounded(m.d_a, most.d_a, 1.0, through_both),
                    through_both, "d_a");
       expect_dense(got.d_b, w.b, g.d_b, m.d_b, through_tokens + inner, "d_b");
     }
@@ -469,8 +474,7 @@ TEST_P(LinearLayers, HeadWithAnOrder) {
   std::vector<float> d_x(static_cast<std::size_t>(tokens * columns), 7.0f);
   head_backward(compute, view, d_y.data(), stride, tokens, d_x.data());
   const double roundings = static_cast<double>(rows) + 5;
-  expect_close(d_x, g.d_x, with_whole(m.d_x, most.d_x, whole_numbers() ? 2.1 : 0.0, roundings),
-               roundings, "d_x");
+  expect_close(d_x, g.d_x, with_rounded(m.d_x, most.d_x, 1.0, roundings), roundings, "d_x");
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ TEST_F(WorkTest, Decode) {
              three = decode_work(compute_, *model_, 10, 3);
   EXPECT_EQ(one.int8_macs, linears_ + head_);
   EXPECT_EQ(one.f32_macs, layers_ * 2 * 11 * q_);  // 10 keys and its own
-  EXPECT_EQ(one.int16_macs, 0);
+  EXPECT_EQ(one.rounded_macs, 0);
   const double keys = 10 * layers_ * 2 * kv_ * 2;  // f16
   EXPECT_EQ(one.bytes, static_cast<double>(model_->weight_bytes()) + keys);
   EXPECT_EQ(three.int8_macs, 3 * one.int8_macs);
@@ -64,7 +64,7 @@ TEST_F(WorkTest, Tuning) {
   // All layers but the last are computed again, without down_proj and attention.
   EXPECT_EQ(plain.int8_macs, 8 * (linears_ + head_ + (linears_ - down_) * (layers_ - 1) / layers_));
   const double gradients =
-      uses_int16(compute_) ? plain.int16_macs : plain.f32_macs - 7 * layers_ * 36 * q_;
+      rounds_gradients(compute_) ? plain.rounded_macs : plain.f32_macs - 7 * layers_ * 36 * q_;
   EXPECT_NEAR(gradients, 8 * (linears_ + head_), 1);
   sink.linears.resize(model_->linear_count());
   for (LinearSink& linear : sink.linears)

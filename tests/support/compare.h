@@ -20,6 +20,13 @@ inline constexpr double kRoundoff = 0x1p-24;
 // What all others are held to.
 inline const Kernels& scalar() { return **kernels_by_name("scalar"); }
 
+// Which form output gradients are rounded to.
+inline bool rounds_to(const Kernels& kernels, std::string_view form) {
+  return kernels.rounded != nullptr && kernels.rounded == form;
+}
+inline bool rounds_to_int16(const Kernels& kernels) { return rounds_to(kernels, "int16"); }
+inline bool rounds_to_bf16(const Kernels& kernels) { return rounds_to(kernels, "bf16"); }
+
 // The kernels that this machine can run.
 inline std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> kernels;

@@ -31,13 +31,13 @@ Kernels counting(const Kernels& kernels) {
     multiply_adds += rows * columns * depth;
     counted->multiply(a, b, rows, columns, depth, c, c_stride, add);
   };
-  table.multiply_int16 = [](const Int16View& dy, const std::int16_t* panel,
-                            const float* panel_scales, std::int64_t rows, std::int64_t token_begin,
-                            std::int64_t token_end, float* c, std::int64_t c_stride, int columns,
-                            bool add) {
+  table.multiply_rounded = [](const RoundedView& dy, const std::int16_t* panel,
+                              const float* panel_scales, std::int64_t rows,
+                              std::int64_t token_begin, std::int64_t token_end, float* c,
+                              std::int64_t c_stride, int columns, bool add) {
     multiply_adds += rows * columns * (token_end - token_begin);
-    counted->multiply_int16(dy, panel, panel_scales, rows, token_begin, token_end, c, c_stride,
-                            columns, add);
+    counted->multiply_rounded(dy, panel, panel_scales, rows, token_begin, token_end, c, c_stride,
+                              columns, add);
   };
   table.linear_int8 = [](const MatrixView& w, const Int8View& x, std::int64_t token_begin,
                          std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,

@@ -38,22 +38,22 @@ double median_seconds(Body&& body) {
 // Keeps the compiler from leaving out what nobody reads.
 void keep(float value) { asm volatile("" : : "x"(value)); }
 
-double peak_rate(Compute& compute, float (*loop)(std::int64_t, float), double macs_per_round) {
-  if (loop == nullptr) return 0;
+double peak_rate(Compute& compute, const PeakLoop& loop) {
+  if (loop.run == nullptr) return 0;
   constexpr std::int64_t kInner = 1024;
   const double seconds = median_seconds([&](std::int64_t repeats) {
     compute.team.for_each(compute.team.size(), 1, [&](std::int64_t, std::int64_t, int) {
-      for (std::int64_t i = 0; i < repeats; ++i) keep(loop(kInner, 1.0f));
+      for (std::int64_t i = 0; i < repeats; ++i) keep(loop.run(kInner, 1.0f));
     });
   });
-  return macs_per_round * static_cast<double>(kInner * compute.team.size()) / seconds;
+  return static_cast<double>(loop.macs_per_round * kInner * compute.team.size()) / seconds;
 }
 
 }  // namespace
 
 double Roof::seconds(const Work& work) const {
   double computing = work.int8_macs / int8 + work.f32_macs / f32;
-  if (work.int16_macs > 0) computing += work.int16_macs / int16;
+  if (work.rounded_macs > 0) computing += work.rounded_macs / rounded;
   return std::max(computing, work.bytes / read_bytes);
 }
 
@@ -74,8 +74,8 @@ double read_rate(Compute& compute, std::size_t bytes) {
 
 Peaks peak_rates(Compute& compute) {
   const Kernels& k = compute.kernels;
-  return {peak_rate(compute, k.peak_f32, 12 * 16), peak_rate(compute, k.peak_int16, 12 * 32),
-          peak_rate(compute, k.peak_int8, 12 * 64)};
+  return {peak_rate(compute, k.peak_f32), peak_rate(compute, k.peak_rounded),
+          peak_rate(compute, k.peak_int8)};
 }
 
 double join_seconds(Compute& compute) {
@@ -87,7 +87,7 @@ double join_seconds(Compute& compute) {
 
 Roof measure_roof(Compute& compute, std::size_t bytes) {
   const Peaks peaks = peak_rates(compute);
-  return {read_rate(compute, bytes), peaks.f32, peaks.int16, peaks.int8};
+  return {read_rate(compute, bytes), peaks.f32, peaks.rounded, peaks.int8};
 }
 
 }  // namespace trimpot::cli

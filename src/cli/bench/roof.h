@@ -12,16 +12,16 @@ namespace trimpot::cli {
 // All threads together; operations are multiply-adds per second.
 struct Roof {
   double read_bytes = 0;  // per second, of a buffer as large as what is read
-  double f32 = 0, int16 = 0, int8 = 0;
+  double f32 = 0, rounded = 0, int8 = 0;
   // Least seconds for this work: reading overlaps with computing.
   double seconds(const Work& work) const;
 };
 
 // Bytes per second of reading a buffer over and over, each thread its own part: median of 7.
 double read_rate(Compute& compute, std::size_t bytes);
-// Multiply-adds per second; int16 is 0 where the kernels have none.
+// Multiply-adds per second; rounded is 0 where the kernels have no such products.
 struct Peaks {
-  double f32 = 0, int16 = 0, int8 = 0;
+  double f32 = 0, rounded = 0, int8 = 0;
 };
 Peaks peak_rates(Compute& compute);
 // Seconds of handing an empty piece of work to every thread and waiting for all.

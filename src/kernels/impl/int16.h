@@ -1,4 +1,4 @@
-// Input gradients dy W as products of whole numbers of 13 bits (Int16View in kernels/kernels.h).
+// Input gradients dy W as products of whole numbers of 13 bits (RoundedView in kernels/kernels.h).
 #pragma once
 
 #include <cstdint>
@@ -82,7 +82,7 @@ void unpack_columns_int16(const MatrixView& w, std::int64_t chunk, std::int64_t 
 // dot products, so neither the loads nor the latency limit it. After a block of 128 rows the sums,
 // exact so far, go to c. kHalves: 1 where only 16 columns are wanted (weak ones, the rest of 560).
 template <class S, int kTokens, int kHalves>
-void multiply_int16_block(const Int16View& dy, std::int64_t token, const std::int16_t* panel,
+void multiply_int16_block(const RoundedView& dy, std::int64_t token, const std::int16_t* panel,
                           const float* panel_scales, std::int64_t rows, float* c,
                           std::int64_t c_stride, int columns, bool add) {
   const std::int16_t* codes = dy.codes + token * dy.stride;
@@ -116,7 +116,7 @@ void multiply_int16_block(const Int16View& dy, std::int64_t token, const std::in
 }
 
 template <class S>
-void multiply_int16(const Int16View& dy, const std::int16_t* panel, const float* panel_scales,
+void multiply_int16(const RoundedView& dy, const std::int16_t* panel, const float* panel_scales,
                     std::int64_t rows, std::int64_t token_begin, std::int64_t token_end, float* c,
                     std::int64_t c_stride, int columns, bool add) {
   std::int64_t token = token_begin;

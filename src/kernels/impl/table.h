@@ -21,11 +21,11 @@ constexpr Kernels make_kernels() {
   k.unpack_tile = unpack_tile<S>;
   k.unpack_columns = unpack_columns<S>;
   if constexpr (S::kInt16Products) {
-    k.int16_backward = true;
-    k.unpack_columns_int16 = unpack_columns_int16<S>;
-    k.multiply_int16 = multiply_int16<S>;
-    k.to_int16 = to_int16<S>;
-    k.peak_int16 = peak_int16<S>;
+    k.rounded = "int16";
+    k.unpack_columns_rounded = unpack_columns_int16<S>;
+    k.multiply_rounded = multiply_int16<S>;
+    k.round_row = to_int16<S>;
+    k.peak_rounded = {peak_int16<S>, 12 * 32};
   }
   k.scale_gradient_int8 = scale_gradient_int8<S>;
   k.output_sums = output_sums<S>;
@@ -46,8 +46,8 @@ constexpr Kernels make_kernels() {
   k.widen_f16 = widen_f16<S>;
   k.scale_each = scale_each<S>;
   k.narrow_f16 = narrow_f16<S>;
-  k.peak_f32 = peak_f32<S>;
-  k.peak_int8 = peak_int8<S>;
+  k.peak_f32 = {peak_f32<S>, 12 * 16};
+  k.peak_int8 = {peak_int8<S>, 12 * 64};
   k.read_memory = read_memory<S>;
   return k;
 }

@@ -79,6 +79,25 @@ inline float highest(__m512 a) {
   return most;
 }
 
+inline void store_some_halves(void* to, unsigned mask, __m256i a) {
+  const auto lanes = lanes_of<short>(a);
+  for (int i = 0; i < 16; ++i)
+    if (mask >> i & 1) __builtin_memcpy(static_cast<short*>(to) + i, &lanes.lane[i], 2);
+}
+
+inline __m256i to_bf16(__m512 a) {
+  const auto from = lanes_of<unsigned>(a);
+  Lanes<unsigned short, 16> to;
+  for (int i = 0; i < 16; ++i) {
+    const unsigned bits = from.lane[i];
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    to.lane[i] = nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+  return vector_of<__m256i>(to);
+}
+
+inline __m512i two_to_bf16(__m512 high, __m512 low) { return join(to_bf16(low), to_bf16(high)); }
+
 inline __m512 permute_in_fours(__m512 a, int order) {
   const auto from = lanes_of<float>(a);
   Lanes<float, 16> to;
@@ -108,10 +127,12 @@ inline __m512 pick_fours(__m512 a, __m512 b, int order) {
 #define _mm512_cvtepi32_epi16 emulated::convert<short, __m256i, int>
 #define _mm512_cvtepi32_epi8 emulated::convert<signed char, __m128i, int>
 #define _mm512_cvtepi32_ps emulated::convert<float, __m512, int>
-#define _mm512_cvtepi8_epi32 emulated::convert<int, __m512i, signed char>
 #define _mm512_cvtepu16_epi32 emulated::convert<int, __m512i, unsigned short>
 #define _mm512_cvtph_ps emulated::half_to_float
 #define _mm512_cvtps_ph(a, rounding) emulated::float_to_half(a)
 #define _mm512_cvtps_epi32 emulated::round_to_int
 #define _mm512_permute_ps emulated::permute_in_fours
 #define _mm512_shuffle_f32x4 emulated::pick_fours
+#define _mm256_mask_storeu_epi16 emulated::store_some_halves
+#define _mm512_cvtneps_pbh emulated::to_bf16
+#define _mm512_cvtne2ps_pbh emulated::two_to_bf16
