@@ -138,6 +138,16 @@ void scale_gradients(Compute& compute, const Matrix& weight, const LinearInput& 
   });
 }
 
+// d_weak += dy^T x. x is copied side by side first: rows of 6 KiB fall into two sets of the
+// first-level cache, which then keeps none of them for the next tile.
+void weak_gradient(Compute& compute, const float* dy, std::int64_t rows, const LinearInput& x,
+                   std::int64_t columns, std::int64_t tokens, float* d_weak) {
+  float* dense = compute.shared(Compute::kReordered, tokens * columns);
+  for (std::int64_t token = 0; token < tokens; ++token)
+    std::copy_n(x.weak + token * x.weak_stride, columns, dense + token * columns);
+  dense_gradient(compute, dy, rows, dense, columns, columns, tokens, d_weak);
+}
+
 // sum_j x[t, j] of each token, as the forward rounds it.
 std::vector<float> input_sums(Compute& compute, const Int8View& x, std::int64_t tokens) {
   std::vector<float> sums(static_cast<std::size_t>(tokens));
@@ -225,8 +235,7 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
   else if (sink.scales)
     scale_gradients(compute, *linear.weight, input, dy, tokens, sink.scales);
   if (sink.weak != nullptr)
-    dense_gradient(compute, dy, rows, input.weak, input.weak_stride, linear.weak->columns(), tokens,
-                   sink.weak);
+    weak_gradient(compute, dy, rows, input, linear.weak->columns(), tokens, sink.weak);
   if (sink.weight != nullptr)
     dense_gradient(compute, dy, rows, input.values, input.stride, linear.weight->columns(), tokens,
                    sink.weight);

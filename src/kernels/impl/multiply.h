@@ -24,6 +24,10 @@ template <class S>
 // With few rows the panels are read once, from memory: they are asked for ahead.
 inline constexpr std::int64_t kPanelPrefetchBytes = 8192;
 
+// Where a step's weights are a row of a wide matrix, pages away from the next one, no hardware
+// prefetcher follows.
+inline constexpr std::int64_t kRowsAhead = 12;
+
 template <class S, class Stored, int kRows, int kTiles, bool kPrefetch = false>
 void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::int64_t tile_stride,
                     std::int64_t k_stride, std::int64_t depth, float* c, std::int64_t c_stride,
@@ -31,12 +35,12 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   // No registers for all weights of a step beside the sums.
   constexpr bool kTight = kTiles > 1 && kRows * kTiles + kTiles + 1 > S::kVectors;
   typename S::F sum[kRows][kTiles];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) sum[r][n] = S::zero();
   const float* a_row[kRows];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) a_row[r] = a.data + (row + r) * a.row_stride;
   for (std::int64_t k = 0; k < depth; ++k) {
     typename S::F weight[kTiles];
@@ -46,13 +50,15 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
       weight[n] = load_panel<S>(from);
       if constexpr (kPrefetch)
         __builtin_prefetch(reinterpret_cast<const char*>(from) + kPanelPrefetchBytes);
+      else if constexpr (kTiles == 1)
+        __builtin_prefetch(from + kRowsAhead * k_stride);
       if constexpr (kTight)  // weights one after the other
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r)
           sum[r][n] = S::fma(S::set(a_row[r][k * a.column_stride]), weight[n], sum[r][n]);
     }
     if constexpr (!kTight)
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const auto value = S::set(a_row[r][k * a.column_stride]);
 #pragma GCC unroll 4
@@ -61,7 +67,7 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   }
   // Unrolled, or the sums would go to the stack and back: at a depth of 16 (weak columns) or 64 (a
   // head) that shows.
-#pragma GCC unroll 12
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) {
@@ -80,7 +86,7 @@ template <class S, class Stored, int kTiles>
 void multiply_rows(const Operand& a, const Stored* b, const Panels& panels, std::int64_t rows,
                    std::int64_t columns, std::int64_t depth, float* c, std::int64_t c_stride,
                    bool add) {
-  constexpr int kMost = S::kMaxRowsF32;
+  constexpr int kMost = kTiles == 1 ? S::kMaxRowsOfTile : S::kMaxRowsF32;
   std::int64_t row = 0;
   const auto block = [&]<int kRows>() {
     multiply_block<S, Stored, kRows, kTiles>(a, row, b, panels.tile_stride, panels.k_stride, depth,
@@ -88,6 +94,8 @@ void multiply_rows(const Operand& a, const Stored* b, const Panels& panels, std:
     row += kRows;
   };
   while (row + kMost <= rows) block.template operator()<kMost>();
+  if constexpr (kMost > 8)
+    if (row + 8 <= rows) block.template operator()<8>();
   if constexpr (kMost > 4)
     if (row + 4 <= rows) block.template operator()<4>();
   while (row + 2 <= rows) block.template operator()<2>();

@@ -14,6 +14,7 @@ struct Avx2 {
   static constexpr const char* kName = "avx2";
   // A tile is 2 of 16 registers: 6 rows take 12, beside 2 weights and a broadcast.
   static constexpr int kMaxRowsF32 = 6;
+  static constexpr int kMaxRowsOfTile = 6;
   static constexpr int kMaxRowsI8 = 4;
   static constexpr int kMaxTiles = 1;
   static constexpr int kVectors = 8;             // of 16 lanes
