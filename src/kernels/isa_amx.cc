@@ -311,6 +311,29 @@ void unpack_columns_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t t
   }
 }
 
+// Lane by lane the bf16 of two numbers, the first one below.
+[[gnu::always_inline]] inline __m512i interleave_bf16(F low, F high) {
+  alignas(64) static constexpr std::int16_t kOrder[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder),
+                                  reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+
+// Lanes are rows already: two columns of one become its pair.
+void unpack_rows_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t chunk_end,
+                      std::int64_t tile_begin, std::int64_t tile_end, std::int16_t* panel) {
+  for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    std::int16_t* to = panel + (tile - tile_begin) * 2 * kTileRows;
+    for (std::int64_t at = chunk; at < chunk_end; ++at) {
+      F values[kChunkColumns];
+      impl::unpack_chunk<S>(w, tile, at, false, values);
+      for (int k = 0; k < kChunkColumns; k += 2, to += 4 * kTileRows)
+        _mm512_storeu_si512(to, interleave_bf16(values[k], values[k + 1]));
+    }
+  }
+}
+
 // Up to 32 tokens x 32 columns in four tiles, summed over all rows before they leave them.
 constexpr int kGradient = 4, kPanel = 6;  // tiles; sums are 2 * tokens' tile + columns' half
 constexpr std::int64_t kDepth = 32;       // rows of a product
@@ -434,6 +457,7 @@ constexpr Kernels make_parts() {
   k.rounded = "bf16";
   k.round_row = round_row;
   k.unpack_columns_rounded = unpack_columns_bf16;
+  k.unpack_rows_rounded = unpack_rows_bf16;
   k.multiply_rounded = multiply_bf16;
   k.peak_int8 = {peak<true>, 4 * 16384};
   k.peak_rounded = {peak<false>, 4 * 8192};

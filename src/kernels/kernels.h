@@ -121,6 +121,11 @@ struct Kernels {
   void (*unpack_columns_rounded)(const MatrixView& weight, std::int64_t chunk,
                                  std::int64_t tile_begin, std::int64_t tile_end,
                                  std::int16_t* panel, float* scales);
+  // The same of y = x W^T, where a step of tuning has its forward products in that form, too (bf16;
+  // else null): chunks [chunk, chunk_end) of up to two tiles, [pairs of columns][32 rows][2]. What
+  // lies beyond the columns is not 0.
+  void (*unpack_rows_rounded)(const MatrixView& weight, std::int64_t chunk, std::int64_t chunk_end,
+                              std::int64_t tile_begin, std::int64_t tile_end, std::int16_t* panel);
   // c[t, 0..31] (+)= sum_n dy[t, n] panel[n, 0..31] over `rows` (even) rows from the beginning of a
   // block of dy on. `columns` (<= 32) are stored.
   void (*multiply_rounded)(const RoundedView& dy, const std::int16_t* panel,

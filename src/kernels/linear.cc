@@ -50,6 +50,31 @@ void linear_pairs_f32(Compute& compute, const MatrixView& w, const float* x, std
   }
 }
 
+// The same in the rounded form; codes are unpacked for 512 columns of two tiles at a time, 32 KiB.
+void linear_pairs_rounded(Compute& compute, const MatrixView& w, const RoundedView& x,
+                          std::int64_t begin, std::int64_t token_end, std::int64_t from,
+                          std::int64_t to, float* y, bool add, int member) {
+  constexpr std::int64_t kChunks = 16, kWidth = 2 * kTileRows;
+  auto* panel = reinterpret_cast<std::int16_t*>(
+      compute.scratch(member, kChunks * kChunkColumns * kWidth / 2));
+  for (std::int64_t pair = from; pair < to; ++pair) {
+    const std::int64_t tile = 2 * pair, row = tile * kTileRows;
+    const int rows = static_cast<int>(std::min(kWidth, w.rows - row));
+    for (std::int64_t chunk = 0; chunk < w.chunks; chunk += kChunks) {
+      const std::int64_t chunk_end = std::min(w.chunks, chunk + kChunks);
+      const std::int64_t column = chunk * kChunkColumns;
+      const std::int64_t columns = std::min(w.columns, chunk_end * kChunkColumns) - column;
+      compute.kernels.unpack_rows_rounded(w, chunk, chunk_end, tile, std::min(tile + 2, w.tiles),
+                                          panel);
+      RoundedView block = x;
+      block.codes += column;
+      // Rows of x are padded with zeros to whole pairs.
+      compute.kernels.multiply_rounded(block, panel, nullptr, columns + columns % 2, begin,
+                                       token_end, y + row, w.rows, rows, add || chunk > 0);
+    }
+  }
+}
+
 // Rows that share a pass over the codes: all with the numbers in `codes`, or each with its own.
 struct Stretch {
   std::int64_t begin, end;
@@ -60,7 +85,7 @@ struct Stretch {
 // How one output is multiplied, found once for all its tiles: a token alone is some 2000 pieces of
 // work, each below a microsecond.
 struct Plan {
-  bool int8 = false;
+  bool int8 = false, rounded = false;
   LinearInput x;
   std::vector<Stretch> stretches;
   std::vector<GroupArrays> of_token;  // where some stretch is mixed
@@ -142,42 +167,65 @@ std::optional<WeakPart> weak_beside_codes(const LinearOutput& output, const Plan
 Plan make_plan(const Compute& compute, const LinearOutput& output, const Activations& activations,
                std::int64_t tokens) {
   Plan plan;
-  plan.int8 = uses_int8(compute, *output.linear.weight);
+  plan.rounded = output.runs.empty() && rounds_inputs(compute) && output.linear.weight->quantized();
+  plan.int8 = !plan.rounded && uses_int8(compute, *output.linear.weight);
   plan.x = activations.input(output.linear);
   plan_codes(output, tokens, plan);
   plan.beside = weak_beside_codes(output, plan, activations, tokens);
   return plan;
 }
 
-// Tile pairs [from, to) of one layer: codes, then weak columns.
+struct Range {
+  std::int64_t begin, end;
+  Range within(std::int64_t least, std::int64_t most) const {
+    return {std::max(begin, least), std::min(end, most)};
+  }
+  bool empty() const { return begin >= end; }
+};
+
+// These tokens and pairs of tiles of one layer: codes, then weak columns.
 void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan,
-                  const Activations& activations, std::int64_t tokens, std::int64_t from,
-                  std::int64_t to, bool add, int member) {
+                  const Activations& activations, std::int64_t all_tokens, Range tokens,
+                  Range pairs, bool add, int member) {
   const std::int64_t rows = output.linear.weight->rows();
   const LinearInput& x = plan.x;
   for (const Stretch& stretch : plan.stretches) {
     const MatrixView& w = stretch.codes;
-    if (!plan.int8) {
-      linear_pairs_f32(compute, w, x.values + stretch.begin * x.stride, x.stride,
-                       stretch.end - stretch.begin, from, to, output.y + stretch.begin * rows, add,
-                       member);
+    const Range own = tokens.within(stretch.begin, stretch.end);
+    if (own.empty()) continue;
+    if (plan.rounded) {
+      linear_pairs_rounded(compute, w, x.rounded, own.begin, own.end, pairs.begin, pairs.end,
+                           output.y, add, member);
       continue;
     }
-    for (std::int64_t token = stretch.begin; token < stretch.end; token += kTokenBlock)
-      compute.kernels.linear_int8(w, x.int8, token, std::min(stretch.end, token + kTokenBlock),
-                                  from * 2, std::min(to * 2, w.tiles),
+    if (!plan.int8) {
+      linear_pairs_f32(compute, w, x.values + own.begin * x.stride, x.stride, own.end - own.begin,
+                       pairs.begin, pairs.end, output.y + own.begin * rows, add, member);
+      continue;
+    }
+    for (std::int64_t token = own.begin; token < own.end; token += kTokenBlock)
+      compute.kernels.linear_int8(w, x.int8, token, std::min(own.end, token + kTokenBlock),
+                                  pairs.begin * 2, std::min(pairs.end * 2, w.tiles),
                                   stretch.mixed ? plan.of_token.data() : nullptr,
                                   plan.beside ? &*plan.beside : nullptr, output.y, rows, add);
   }
   if (plan.beside || (output.linear.weak == nullptr && output.runs.empty())) return;
-  for_each_run(output, tokens, same_weak,
+  for_each_run(output, all_tokens, same_weak,
                [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
-                 if (view.weak == nullptr) return;
+                 const Range own = tokens.within(begin, end);
+                 if (view.weak == nullptr || own.empty()) return;
                  const LinearInput in = activations.input(view);
-                 linear_pairs_f32(compute, view.weak->view(), in.weak + begin * in.weak_stride,
-                                  in.weak_stride, end - begin, from, to, output.y + begin * rows,
-                                  true, member);
+                 linear_pairs_f32(compute, view.weak->view(), in.weak + own.begin * in.weak_stride,
+                                  in.weak_stride, own.end - own.begin, pairs.begin, pairs.end,
+                                  output.y + own.begin * rows, true, member);
                });
+}
+
+// Of the layers' tokens. With int8 products, and those of floats, parts gained nothing.
+std::int64_t parts_of(const Compute& compute, std::span<const Plan> plans, std::int64_t tokens) {
+  const bool rounded =
+      std::all_of(plans.begin(), plans.end(), [](const Plan& plan) { return plan.rounded; });
+  return rounded ? token_parts(compute, tokens) : 1;
 }
 
 std::int64_t pairs_of(const LinearOutput& output) {
@@ -247,7 +295,7 @@ Activations::Form& Activations::form_of(const std::vector<std::int32_t>* columns
   Form& form = forms_[used_++];
   form.columns = columns;
   form.count = count;
-  form.rounded = false;
+  form.wants_int8 = form.wants_rounded = false;
   return form;
 }
 
@@ -260,32 +308,46 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
     from = form.gathered.data();
     stride = form.count;
   }
-  if (!form.rounded) return;
+  if (form.wants_rounded) {
+    const std::int64_t row = form.count + form.count % 2;
+    form.tiles_or_halves.reserve(tokens * row * sizeof(std::int16_t));
+    form.rounded = {reinterpret_cast<std::int16_t*>(form.tiles_or_halves.data()), row};
+    compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t token = begin; token < end; ++token)
+        compute.kernels.round_row(from + token * stride, form.count,
+                                  form.rounded.codes + token * row, nullptr);
+    });
+  }
+  if (!form.wants_int8) return;
   const std::int64_t blocks = divide_up(form.count, kChunkColumns);
   form.blocks.reserve(tokens * blocks);
   form.int8 = {form.blocks.data(), blocks};
-  if (compute.kernels.tiled && tokens >= kTiledTokens) {
-    form.tiles.reserve(divide_up(tokens, kTiledTokens) * blocks);
-    form.int8.tiles = form.tiles.data();
+  if (compute.kernels.tiled && tokens >= kTiledTokens && !rounds_inputs(compute)) {
+    form.tiles_or_halves.reserve(divide_up(tokens, kTiledTokens) * blocks * sizeof(Int8Tile));
+    form.int8.tiles = reinterpret_cast<Int8Tile*>(form.tiles_or_halves.data());
   }
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
     compute.kernels.quantize(from, stride, form.count, begin, end, form.int8);
   });
 }
 
-void Activations::note(const Compute& compute, const LinearView& reader, bool rounded) {
+void Activations::note(const Compute& compute, const LinearView& reader, bool multiplied) {
   Form& form = form_of(reader.weight_columns, reader.weight->columns());
-  form.rounded = form.rounded || (rounded && uses_int8(compute, *reader.weight));
+  const bool rounded = multiplied && rounds_inputs(compute);
+  if (uses_int8(compute, *reader.weight)) {
+    form.wants_rounded |= rounded;
+    form.wants_int8 |= (multiplied && !rounded) || compute.learns_scales;
+  }
   if (reader.weak != nullptr && reader.weak_columns != nullptr)
     form_of(reader.weak_columns, reader.weak->columns());
 }
 
 void Activations::prepare(Compute& compute, std::int64_t tokens,
-                          std::span<const LinearOutput> readers, bool rounded) {
+                          std::span<const LinearOutput> readers, bool multiplied) {
   used_ = 0;
   for (const LinearOutput& reader : readers) {
-    note(compute, reader.linear, rounded);
-    for (const LinearRun& run : reader.runs) note(compute, run.linear, rounded);
+    note(compute, reader.linear, multiplied);
+    for (const LinearRun& run : reader.runs) note(compute, run.linear, multiplied);
   }
   for (std::size_t i = 0; i < used_; ++i) fill(compute, tokens, forms_[i]);
 }
@@ -297,6 +359,7 @@ LinearInput Activations::input(const LinearView& linear) const {
   input.values = gathered ? form->gathered.data() : values_.data();
   input.stride = gathered ? form->count : columns_;
   input.int8 = form->int8;
+  input.rounded = form->rounded;
   if (linear.weak == nullptr) return input;
   if (linear.weak_columns != nullptr) {
     input.weak = find(linear.weak_columns, linear.weak->columns())->gathered.data();
@@ -313,14 +376,16 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   std::vector<Plan> plans;
   plans.reserve(outputs.size());
   for (const LinearOutput& output : outputs) plans.push_back(make_plan(compute, output, x, tokens));
-  const std::int64_t pairs = all_pairs(outputs);
-  compute.team.for_each(
-      pairs, grain_for(compute, pairs), [&](std::int64_t begin, std::int64_t end, int member) {
-        for_each_output(
-            outputs, begin, end, [&](std::size_t i, std::int64_t from, std::int64_t to) {
-              linear_pairs(compute, outputs[i], plans[i], x, tokens, from, to, add, member);
-            });
-      });
+  const std::int64_t pairs = all_pairs(outputs), parts = parts_of(compute, plans, tokens);
+  for_each_token_part(compute, tokens, parts, pairs, grain_for(compute, parts * pairs),
+                      [&](std::int64_t token, std::int64_t token_end, std::int64_t begin,
+                          std::int64_t end, int member) {
+                        for_each_output(outputs, begin, end,
+                                        [&](std::size_t i, std::int64_t from, std::int64_t to) {
+                                          linear_pairs(compute, outputs[i], plans[i], x, tokens,
+                                                       {token, token_end}, {from, to}, add, member);
+                                        });
+                      });
   std::vector<LowRankRun> paths;
   for (const LinearOutput& output : outputs)
     for_each_run(

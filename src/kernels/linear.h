@@ -24,7 +24,8 @@ struct LinearInput {
   std::int64_t stride = 0;
   const float* weak = nullptr;  // the weak columns
   std::int64_t weak_stride = 0;
-  Int8View int8;  // of `values`; empty where the weight is not multiplied in int8
+  Int8View int8;        // of `values`; empty where the weight is not multiplied in int8
+  RoundedView rounded;  // of `values`; empty unless rounds_inputs()
 };
 
 // Rows [begin, end) of a batch that go through this view of a layer: the same codes and order of
@@ -50,10 +51,10 @@ class Activations {
   float* values() { return values_.data(); }
   const float* values() const { return values_.data(); }
   std::int64_t columns() const { return columns_; }
-  // To be called when values() are final, with all layers that will read them. `rounded` false: no
-  // products follow that read int8.
+  // To be called when values() are final, with all layers that will read them. `multiplied` false:
+  // no forward products follow.
   void prepare(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> readers,
-               bool rounded = true);
+               bool multiplied = true);
   // Of a layer that was among the readers.
   LinearInput input(const LinearView& linear) const;
 
@@ -61,13 +62,14 @@ class Activations {
   struct Form {  // the input's `count` columns `columns` (null: the first ones)
     const std::vector<std::int32_t>* columns = nullptr;
     std::int64_t count = 0;
-    bool rounded = false;  // int8 wanted
+    bool wants_int8 = false, wants_rounded = false;
     AlignedBuffer<float> gathered;
     AlignedBuffer<Int8Block> blocks;
-    AlignedBuffer<Int8Tile> tiles;
+    AlignedBuffer<std::uint8_t> tiles_or_halves;  // never both at a time
     Int8View int8;
+    RoundedView rounded;
   };
-  void note(const Compute& compute, const LinearView& reader, bool rounded);
+  void note(const Compute& compute, const LinearView& reader, bool multiplied);
   Form& form_of(const std::vector<std::int32_t>* columns, std::int64_t count);
   const Form* find(const std::vector<std::int32_t>* columns, std::int64_t count) const;
   void fill(Compute& compute, std::int64_t tokens, Form& form) const;
@@ -120,8 +122,11 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                      const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
                      bool add, const KnownOutput& y = {});
 
-// Whether input gradients are products of whole numbers on this path.
+// Whether input gradients are products of rounded numbers on this path; whether in a step of tuning
+// forward products of quantized weights are, too; and whether such a step runs.
 bool rounds_gradients(const Compute& compute);
+bool step_rounds_inputs(const Compute& compute);
+bool rounds_inputs(const Compute& compute);
 // The head's input gradient: rows of dy are `dy_stride` floats apart, each of which
 // round_head_row() has put into the form that the kernels work with, in place.
 void round_head_row(Compute& compute, float* dy, std::int64_t rows, int member);

@@ -48,12 +48,23 @@ void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradien
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
   constexpr std::int64_t kBlockTiles = 32;  // 512 rows: panels of 32 KiB in whole numbers
   const MatrixView& w = weight.view();
-  for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles)
-    for_each_block(compute, divide_up(w.columns, kChunkColumns), tokens,
-                   [&](std::int64_t chunk, std::int64_t begin, std::int64_t end, int member) {
-                     backward_chunk(compute, w, tile, std::min(w.tiles, tile + kBlockTiles), dy,
-                                    begin, end, chunk, dx, dx_stride, add || tile > 0, member);
-                   });
+  const std::int64_t chunks = divide_up(w.columns, kChunkColumns);
+  const std::int64_t parts = token_parts(compute, tokens);
+  for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles) {
+    const auto multiply = [&](std::int64_t chunk, std::int64_t begin, std::int64_t end,
+                              int member) {
+      backward_chunk(compute, w, tile, std::min(w.tiles, tile + kBlockTiles), dy, begin, end, chunk,
+                     dx, dx_stride, add || tile > 0, member);
+    };
+    if (parts == 1)
+      for_each_block(compute, chunks, tokens, multiply);
+    else
+      for_each_token_part(compute, tokens, parts, chunks, 1,
+                          [&](std::int64_t begin, std::int64_t end, std::int64_t chunk,
+                              std::int64_t chunk_end, int member) {
+                            for (; chunk < chunk_end; ++chunk) multiply(chunk, begin, end, member);
+                          });
+  }
 }
 
 // dy with its rounded form.
@@ -198,6 +209,14 @@ bool takes_output(const Compute& compute, const LinearView& linear, const Linear
 
 bool rounds_gradients(const Compute& compute) {
   return compute.precision == Precision::kDefault && compute.kernels.rounded != nullptr;
+}
+
+bool step_rounds_inputs(const Compute& compute) {
+  return rounds_gradients(compute) && compute.kernels.unpack_rows_rounded != nullptr;
+}
+
+bool rounds_inputs(const Compute& compute) {
+  return compute.learning && step_rounds_inputs(compute);
 }
 
 void dense_gradient(Compute& compute, const float* dy, std::int64_t rows, const float* x,

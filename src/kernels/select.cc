@@ -50,6 +50,7 @@ const Kernels& amx_kernels() {
     k.rounded = kAmxParts.rounded;
     k.round_row = kAmxParts.round_row;
     k.unpack_columns_rounded = kAmxParts.unpack_columns_rounded;
+    k.unpack_rows_rounded = kAmxParts.unpack_rows_rounded;
     k.multiply_rounded = kAmxParts.multiply_rounded;
     k.peak_int8 = kAmxParts.peak_int8;
     k.peak_rounded = kAmxParts.peak_rounded;

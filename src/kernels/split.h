@@ -18,6 +18,34 @@ inline std::int64_t block_rows(const Compute& compute, std::int64_t parts, std::
   return std::max(kLeast, (rows / wanted + kAtOnce - 1) / kAtOnce * kAtOnce);
 }
 
+// Of how many parts of its tokens an operation's work consists, the first of which the first
+// threads take, and so on: what one operation leaves in a core's caches is what the next one reads
+// there. Each part unpacks the weights anew, which takes as long as products of some 150 tokens in
+// bf16.
+inline std::int64_t token_parts(const Compute& compute, std::int64_t tokens) {
+  constexpr std::int64_t kLeast = 256;
+  return std::clamp<std::int64_t>(tokens / kLeast, 1, compute.team.size());
+}
+
+// Calls body(begin, end of the tokens, first item, end, member) for `items` things with all tokens,
+// in pieces of at most `grain` items. Tokens come in multiples of 32, as kernels take them.
+template <typename Body>
+void for_each_token_part(Compute& compute, std::int64_t tokens, std::int64_t parts,
+                         std::int64_t items, std::int64_t grain, Body&& body) {
+  const std::int64_t size = (tokens + 32 * parts - 1) / (32 * parts) * 32;
+  compute.team.for_each(
+      parts * items, grain, [&](std::int64_t begin, std::int64_t end, int member) {
+        while (begin < end) {
+          const std::int64_t part = begin / items, stop = std::min(end, (part + 1) * items);
+          const std::int64_t token = std::min(tokens, part * size);
+          const std::int64_t token_end = std::min(tokens, token + size);
+          if (token < token_end)
+            body(token, token_end, begin % items, begin % items + stop - begin, member);
+          begin = stop;
+        }
+      });
+}
+
 // Calls body(part, begin, end of its rows, member) for all parts, in pieces.
 template <typename Body>
 void for_each_block(Compute& compute, std::int64_t parts, std::int64_t rows, Body&& body) {

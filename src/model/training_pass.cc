@@ -10,6 +10,28 @@ namespace {
 
 constexpr std::int64_t kLogitBytes = 12 << 20;  // logits that are in memory at a time
 
+// What operations have to know of a step, while it runs.
+class StepState {
+ public:
+  StepState(Compute& compute, const GradientSink* sink) : compute_(compute) {
+    if (sink == nullptr) return;
+    compute.learning = true;
+    compute.learns_scales =
+        std::any_of(sink->linears.begin(), sink->linears.end(),
+                    [](const LinearSink& linear) { return bool(linear.scales); });
+    compute.dropout_stream = sink->dropout_stream;
+  }
+  ~StepState() {
+    compute_.learning = compute_.learns_scales = false;
+    compute_.dropout_stream = 0;
+  }
+  StepState(const StepState&) = delete;
+  StepState& operator=(const StepState&) = delete;
+
+ private:
+  Compute& compute_;
+};
+
 }  // namespace
 
 bool keeps_queries(std::size_t learned_values, std::size_t weight_bytes) {
@@ -205,7 +227,7 @@ void TrainingPass::restore_attention(std::size_t layer) {
                          activations_.v.data() + segment.row * shape.kv_width());
 }
 
-void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
+void TrainingPass::recompute(std::size_t layer) {
   const ModelConfig& config = model_.config;
   const LayerWeights& weights = model_.layers[layer];
   const float* x = checkpoint(layer);
@@ -214,17 +236,13 @@ void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
                   nullptr);
     return;
   }
-  // What no product reads again is rounded to int8 for the scales' gradients alone.
-  bool rounded = false;
-  for (std::size_t kind = 0; kind < kLinearKinds.size(); ++kind)
-    if (sink.of(layer * kLinearKinds.size() + kind).scales) rounded = true;
   const LayerView view(weights);
   LayerActivations& a = activations_;
   attention_norm(compute_, config, view, rows_, x, a);
   const LinearOutput queries = view.output(kQ, a.q.data());
   a.attention_in.prepare(compute_, rows_,
                          std::array{queries, view.output(kK, nullptr), view.output(kV, nullptr)},
-                         rounded || !keeps_queries_);
+                         !keeps_queries_);
   if (!keeps_queries_) {
     linear(compute_, a.attention_in, rows_, {&queries, 1});
     rope_.rotate(compute_, config, rows_, config.attention.heads, 1.0f, a.q.data());
@@ -232,7 +250,7 @@ void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
   restore_attention(layer);
   attention_output(compute_, config, view, rows_, x, a);
   feed_forward(compute_, config, view, rows_, a);
-  a.feed_forward_out.prepare(compute_, rows_, std::array{view.output(kDown, nullptr)}, rounded);
+  a.feed_forward_out.prepare(compute_, rows_, std::array{view.output(kDown, nullptr)}, false);
 }
 
 void TrainingPass::backward(const GradientSink& sink) {
@@ -240,7 +258,7 @@ void TrainingPass::backward(const GradientSink& sink) {
   const LayerGradients gradients(model_.config, rows_, logits_.data());
   for (std::size_t layer = model_.layers.size(); layer-- > 0;) {
     const LayerWeights& weights = model_.layers[layer];
-    if (layer + 1 < model_.layers.size()) recompute(layer, sink);
+    if (layer + 1 < model_.layers.size()) recompute(layer);
     layer_backward(compute_, model_.config, weights, layer, rows_of_.segments, rope_, rows_,
                    checkpoint(layer), checkpoint(layer + 1), activations_, gradients, sink,
                    dx_.data());
@@ -253,7 +271,7 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
     if (token < 0 || token >= model_.config.vocabulary)
       return fail("token {} is not in the vocabulary of {}", token, model_.config.vocabulary);
   prepare(batch, sink != nullptr);
-  compute_.dropout_stream = sink != nullptr ? sink->dropout_stream : 0;
+  const StepState state(compute_, sink);
   embed(compute_, model_, batch.tokens, checkpoint(0));
   std::size_t last = 0;
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
@@ -267,13 +285,10 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
   if (teacher_.model != nullptr) run_teacher(batch);
   LossSum sum;
   head(batch, weight, sink != nullptr, checkpoint(last), sum);
-  if (!std::isfinite(sum.loss)) {
-    compute_.dropout_stream = 0;
+  if (!std::isfinite(sum.loss))
     return fail("the loss is not a finite number ({}); lower the learning rate or check the data",
                 sum.loss);
-  }
   if (sink != nullptr && sum.count > 0) backward(*sink);
-  compute_.dropout_stream = 0;
   return sum;
 }
 

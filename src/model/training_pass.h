@@ -78,7 +78,7 @@ class TrainingPass {
   void keep_attention(std::size_t layer);
   void restore_attention(std::size_t layer);
   // layer_forward() once more, without the layer's output.
-  void recompute(std::size_t layer, const GradientSink& sink);
+  void recompute(std::size_t layer);
   void backward(const GradientSink& sink);
   float* checkpoint(std::size_t layer) {
     return checkpoints_.data() + static_cast<std::int64_t>(layer) * rows_ * model_.config.hidden;

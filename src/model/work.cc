@@ -13,12 +13,23 @@ void add_product(const Compute& compute, const Matrix& matrix, double tokens, Wo
   (int8 ? work.int8_macs : work.f32_macs) += size_of(matrix) * tokens;
 }
 
-void add_input_gradient(const Compute& compute, const Matrix& matrix, double tokens, Work& work) {
+// Products of rounded numbers where there are such, else of floats.
+void add_rounded(const Compute& compute, const Matrix& matrix, double tokens, Work& work) {
   (rounds_gradients(compute) ? work.rounded_macs : work.f32_macs) += size_of(matrix) * tokens;
 }
 
-void add_forward(const Compute& compute, const Linear& linear, double tokens, Work& work) {
-  add_product(compute, linear.weight, tokens, work);
+// A forward product, in a step of tuning or not.
+void add_output(const Compute& compute, const Matrix& matrix, double tokens, bool step,
+                Work& work) {
+  if (step && step_rounds_inputs(compute) && matrix.quantized())
+    add_rounded(compute, matrix, tokens, work);
+  else
+    add_product(compute, matrix, tokens, work);
+}
+
+void add_forward(const Compute& compute, const Linear& linear, double tokens, bool step,
+                 Work& work) {
+  add_output(compute, linear.weight, tokens, step, work);
   work.f32_macs += size_of(linear.weak) * tokens;
   if (linear.low_rank)
     work.f32_macs += (size_of(linear.low_rank->a) + size_of(linear.low_rank->b)) * tokens;
@@ -26,16 +37,16 @@ void add_forward(const Compute& compute, const Linear& linear, double tokens, Wo
 
 void add_backward(const Compute& compute, const Linear& linear, const LinearSink& sink,
                   double tokens, Work& work) {
-  add_input_gradient(compute, linear.weight, tokens, work);
-  add_input_gradient(compute, linear.weak, tokens, work);
+  add_rounded(compute, linear.weight, tokens, work);
+  add_rounded(compute, linear.weak, tokens, work);
   if (sink.scales && !takes_output(compute, linear, sink))
     add_product(compute, linear.weight, tokens, work);
   if (sink.weak != nullptr) work.f32_macs += size_of(linear.weak) * tokens;
   if (sink.weight != nullptr) work.f32_macs += size_of(linear.weight) * tokens;
   if (!linear.low_rank) return;
   const Matrix &a = linear.low_rank->a, &b = linear.low_rank->b;
-  add_input_gradient(compute, b, tokens, work);
-  add_input_gradient(compute, a, tokens, work);
+  add_rounded(compute, b, tokens, work);
+  add_rounded(compute, a, tokens, work);
   if (sink.low_rank_a != nullptr) work.f32_macs += size_of(a) * tokens;
   if (sink.low_rank_b != nullptr) work.f32_macs += (size_of(a) + size_of(b)) * tokens;
 }
@@ -54,10 +65,10 @@ double key_bytes(const Compute& compute, const AttentionShape& shape, CacheType 
 }
 
 Work passes(const Compute& compute, const Model& model, double first, double tokens,
-            CacheType cache = CacheType::kFloat) {
+            CacheType cache = CacheType::kFloat, bool step = false) {
   Work work;
   for (std::size_t index = 0; index < model.linear_count(); ++index)
-    add_forward(compute, model.linear(index), tokens, work);
+    add_forward(compute, model.linear(index), tokens, step, work);
   work.f32_macs += attention_macs(model.config, first, tokens);
   work.bytes = static_cast<double>(model.weight_bytes()) +
                2.0 * first * key_bytes(compute, model.config.attention, cache) *
@@ -75,8 +86,8 @@ Work decode_work(const Compute& compute, const Model& model, std::int64_t positi
   Work work = passes(compute, model, static_cast<double>(position), 1.0, cache);
   add_product(compute, model.head_matrix(), 1.0, work);
   const double weights = passes(compute, model, 0.0, 1.0).bytes;
-  return {weights + count * (work.bytes - weights), count * work.int8_macs, count * work.rounded_macs,
-          count * work.f32_macs};
+  return {weights + count * (work.bytes - weights), count * work.int8_macs,
+          count * work.rounded_macs, count * work.f32_macs};
 }
 
 Work prefill_work(const Compute& compute, const Model& model, std::int64_t tokens) {
@@ -88,17 +99,18 @@ Work prefill_work(const Compute& compute, const Model& model, std::int64_t token
 Work tuning_work(const Compute& compute, const Model& model, std::int64_t tokens,
                  const GradientSink* sink) {
   const auto rows = static_cast<double>(tokens);
-  Work work = passes(compute, model, 0.0, rows);
-  add_product(compute, model.head_matrix(), rows, work);
-  if (sink == nullptr) return work;
+  const bool step = sink != nullptr;
+  Work work = passes(compute, model, 0.0, rows, CacheType::kFloat, step);
+  add_output(compute, model.head_matrix(), rows, step, work);
+  if (!step) return work;
   // The last layer is not recomputed, attention on the f32 path alone (TrainingPass::recompute).
   const std::size_t recomputed = model.linear_count() - kLinearKinds.size();
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     if (index < recomputed && index % kLinearKinds.size() != kDown)
-      add_forward(compute, model.linear(index), rows, work);
+      add_forward(compute, model.linear(index), rows, step, work);
     add_backward(compute, model.linear(index), sink->of(index), rows, work);
   }
-  add_input_gradient(compute, model.head_matrix(), rows, work);
+  add_rounded(compute, model.head_matrix(), rows, work);
   // The gradients of q, k, v and of the scores, with the scores once more; forward again.
   const double attention = attention_macs(model.config, 0.0, rows);
   work.f32_macs += 5.0 / 2.0 * attention;

@@ -11,6 +11,11 @@
 namespace trimpot {
 namespace {
 
+bool kernels_are_tiled() {
+  const auto kernels = select_kernels();
+  return kernels && (*kernels)->tiled;
+}
+
 using namespace fit;
 
 constexpr std::int64_t kGroupTokens = 512;  // Trainer::accumulate_gradients puts so many together
@@ -128,7 +133,7 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
               fmt::format("{} x {} tokens x {} x 2 bytes, kept for the backward pass", c.layers - 1,
                           rows, kept));
   items.add(
-      "one layer, forward", forward_bytes(c, linears, precision, forward_rows),
+      "one layer, forward", forward_bytes(c, linears, precision, forward_rows, kernels_are_tiled()),
       precision == Precision::kF32 ? "its activations" : "its activations and their int8 form");
 
   std::int64_t bytes = shared_bytes(linears, options, rows);
@@ -178,7 +183,7 @@ std::int64_t head_bytes(const Shapes& shapes, Precision precision) {
   const std::int64_t hidden = shapes.config.hidden, step = head_rows(shapes.config);
   const Form form{shapes.head_gathered ? hidden : 0,
                   precision == Precision::kDefault && head.quantized() ? hidden : 0};
-  return sum(floats(step, hidden), form_bytes(form, step));
+  return sum(floats(step, hidden), form_bytes(form, step, kernels_are_tiled()));
 }
 
 void add_head(const Shapes& shapes, const FitOptions& options, std::int64_t rows, Items& items) {
@@ -207,7 +212,8 @@ void add_teacher(const Shapes& teacher, const FitOptions& options, std::int64_t 
   const ModelConfig& c = teacher.config;
   items.add("teacher", sum(weight_bytes(teacher, teacher.linears), tokenizer_bytes(teacher)),
             "its weights and tokenizer");
-  std::int64_t bytes = forward_bytes(c, teacher.linears, options.precision, rows);
+  std::int64_t bytes =
+      forward_bytes(c, teacher.linears, options.precision, rows, kernels_are_tiled());
   const std::int64_t step = head_rows(c);
   for (const std::int64_t part :
        {cache_bytes(c, options, rows), floats(rows, c.hidden), floats(step, c.hidden),

@@ -128,11 +128,12 @@ void prepare_linears(const SizeOptions& tuning, std::vector<RunLinear>& linears)
   }
 }
 
-std::int64_t form_bytes(const Form& form, std::int64_t rows) {
+std::int64_t form_bytes(const Form& form, std::int64_t rows, bool tiled) {
   std::int64_t bytes = form.gathered > 0 ? floats(rows, form.gathered) : 0;
   if (form.rounded == 0) return bytes;
   const std::int64_t blocks = divide_up(form.rounded, kChunkColumns);
   bytes = sum(bytes, buffer(product({rows, blocks, kChunkColumns})));
+  if (tiled) bytes = sum(bytes, buffer(product({rows, form.rounded + form.rounded % 2, 2})));
   return sum(bytes, 3 * buffer(product({rows, blocks, 4})));
 }
 
@@ -175,7 +176,7 @@ void add_forms(const std::vector<RunLinear>& linears, std::size_t first, std::si
 
 // All forms of a layer's four inputs for so many rows.
 std::int64_t forms_bytes(const std::vector<RunLinear>& linears, Precision precision,
-                         std::int64_t rows) {
+                         std::int64_t rows, bool tiled) {
   constexpr std::pair<std::size_t, std::size_t> kInputs[] = {
       {kQ, 3}, {kO, 1}, {kGate, 2}, {kDown, 1}};
   std::int64_t bytes = 0;
@@ -183,7 +184,7 @@ std::int64_t forms_bytes(const std::vector<RunLinear>& linears, Precision precis
     std::vector<Form> forms;
     for (std::size_t layer = 0; layer < linears.size(); layer += kLinearKinds.size())
       add_forms(linears, layer + first, count, precision, forms);
-    for (const Form& form : forms) bytes = sum(bytes, form_bytes(form, rows));
+    for (const Form& form : forms) bytes = sum(bytes, form_bytes(form, rows, tiled));
   }
   return bytes;
 }
@@ -191,9 +192,9 @@ std::int64_t forms_bytes(const std::vector<RunLinear>& linears, Precision precis
 }  // namespace
 
 std::int64_t forward_bytes(const ModelConfig& c, const std::vector<RunLinear>& linears,
-                           Precision precision, std::int64_t rows) {
+                           Precision precision, std::int64_t rows, bool tiled) {
   const std::int64_t q = c.attention.q_width(), kv = c.attention.kv_width();
-  std::int64_t bytes = forms_bytes(linears, precision, rows);
+  std::int64_t bytes = forms_bytes(linears, precision, rows, tiled);
   for (const std::int64_t columns :
        {c.hidden, q, kv, kv, q, c.attention.heads, c.hidden, c.hidden, c.feed_forward,
         c.feed_forward, c.feed_forward, c.rope_dims, c.rope_dims})

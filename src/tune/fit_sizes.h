@@ -59,9 +59,9 @@ std::int64_t tokenizer_bytes(const Shapes& shapes);
 struct Form {
   std::int64_t gathered = 0, rounded = 0;
 };
-std::int64_t form_bytes(const Form& form, std::int64_t rows);
-// LayerActivations and RopeTable.
+std::int64_t form_bytes(const Form& form, std::int64_t rows, bool tiled);
+// LayerActivations and RopeTable; `tiled`: as kernels of tiles have them (Activations::Form).
 std::int64_t forward_bytes(const ModelConfig& config, const std::vector<RunLinear>& linears,
-                           Precision precision, std::int64_t rows);
+                           Precision precision, std::int64_t rows, bool tiled);
 
 }  // namespace trimpot::fit

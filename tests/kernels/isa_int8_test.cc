@@ -426,6 +426,28 @@ void check_unpacking(const Kernels& kernels, const Matrix& weight) {
           ASSERT_EQ(panel[n * 32 + j], want[n * padded + chunk * 32 + j]) << n << ' ' << j;
     }
   }
+  if (kernels.unpack_rows_rounded != nullptr)
+    for (std::int64_t tile = 0; tile < view.tiles; tile += 2) {
+      const std::int64_t tile_end = std::min(tile + 2, view.tiles), chunks = padded / 32;
+      std::vector<std::int16_t> pairs(static_cast<std::size_t>(padded * 32));
+      kernels.unpack_rows_rounded(view, 0, chunks, tile, tile_end, pairs.data());
+      std::vector<std::int16_t> part(pairs.size());
+      kernels.unpack_rows_rounded(view, chunks - 1, chunks, tile, tile_end, part.data());
+      const std::int64_t before = (chunks - 1) * 32;
+      for (std::int64_t n = tile * 16; n < std::min(tile_end * 16, rows); ++n)
+        for (std::int64_t j = 0; j < columns; ++j) {
+          const auto at = [&](std::int64_t column) {
+            return static_cast<std::size_t>((column / 2 * 32 + n - tile * 16) * 2 + column % 2);
+          };
+          const float value = plain[n * padded + j];
+          ASSERT_NEAR(bf16_to_f32(static_cast<bf16>(pairs[at(j)])), value,
+                      std::fabs(value) / 256 + 1e-38)
+              << n << ' ' << j;
+          if (j >= before) {
+            ASSERT_EQ(part[at(j - before)], pairs[at(j)]);
+          }
+        }
+    }
   if (kernels.rounded == nullptr) return;
   for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
     std::vector<std::int16_t> pairs(static_cast<std::size_t>(view.tiles * 16 * 32));

@@ -222,6 +222,15 @@ void LinearLayers::check(const Linear& linear, std::int64_t tokens, WorstError& 
   used.add(expect_close(forward(compute, linear, data.x), want, terms, sums, "y"));
   used.add(expect_close(forward(compute, linear, data.x, kBefore, true), plus_before(want),
                         plus_before(terms), sums, "y added"));
+  compute.learning = true;
+  if (rounds_inputs(compute) && linear.weight.quantized()) {
+    const auto exact = ref::linear(w, x);
+    const auto rounded = with_rounded(ref::linear(size, absolute(x)), {}, 1.0, sums);
+    used.add(expect_close(forward(compute, linear, data.x), exact, rounded, sums, "y of a step"));
+    used.add(expect_close(forward(compute, linear, data.x, kBefore, true), plus_before(exact),
+                          plus_before(rounded), sums, "y of a step, added"));
+  }
+  compute.learning = false;
 
   const auto g = ref::linear_backward(w, x, d_y);
   const auto m = ref::linear_backward(size, absolute(x), absolute(d_y));

@@ -411,6 +411,9 @@ TEST_P(ModelGradient, DefaultPathPointsTheSameWay) {
 // model's, as vectors, at a cosine of 0.99997).
 TEST_P(ModelGradient, ScalesFromOutputs) {
   constexpr double kHalf = 0x1p-8, kRecomputed = 0x1p-5;
+  // Outputs in bf16 differ from the int8 products that the other gradients are of: by 2^-8 of each
+  // term, some of which cancel.
+  constexpr double kBf16 = 0x1p-6;
   WorstError worst("worst_gradient"), worst_half("worst_half"), worst_down("worst_recomputed");
   int layers_with_rows = 0;
   for (const Case& c : cases()) {
@@ -450,7 +453,11 @@ TEST_P(ModelGradient, ScalesFromOutputs) {
       const bool recomputed = i % 7 == kDown && !last;
       const bool half = i % 7 == kK || i % 7 == kV || (i % 7 == kQ && !last);
       const double error = difference(got.at(name), want.at(name));
-      EXPECT_LE(error, recomputed ? kRecomputed : half ? kHalf : tolerance(options, 70)) << name;
+      EXPECT_LE(error, recomputed                        ? kRecomputed
+                       : GetParam()->unpack_rows_rounded ? kBf16
+                       : half                            ? kHalf
+                                                         : tolerance(options, 70))
+          << name;
       EXPECT_GT(error, 0.0) << name;
       (recomputed ? worst_down : half ? worst_half : worst).add(error);
     }

@@ -139,25 +139,31 @@ TEST_F(Training, LossesAreMeansOverPredictions) {
   hooks.evaluated = [&](const EvalMetrics& metrics) { evals.push_back(metrics); };
   const auto result = run.trainer->run(out, hooks);
   ASSERT_TRUE(result) << result.error().message;
-  // All examples once more, one by one.
+  // All examples once more, one by one: as a step does, whose products may be of another form than
+  // an evaluation's, and as an evaluation does.
   TrainingPass pass(*run.compute, *run.model);
-  double loss = 0;
+  const GradientSink nothing;
+  const auto split = split_examples(examples.size(), options.val_size, options.seed, false);
+  ASSERT_TRUE(split);
+  double loss_of_step = 0, loss = 0;
   for (std::size_t i = 0; i < examples.size(); ++i) {
     const auto tokens = examples.tokens(i);
     const auto learned = examples.learned(i);
+    const bool trained = std::count(split->training.begin(), split->training.end(), i) > 0;
     const auto sum = pass.run({{tokens.begin(), tokens.end()},
                                {learned.begin(), learned.end()},
                                {static_cast<std::int64_t>(tokens.size())}},
-                              0, nullptr);
+                              0, trained ? &nothing : nullptr);
     ASSERT_TRUE(sum);
     EXPECT_EQ(sum->count, 12);
-    loss += sum->loss;
+    (trained ? loss_of_step : loss) += sum->loss;
   }
   ASSERT_EQ(steps.size(), 1u);
   ASSERT_EQ(evals.size(), 2u);
   EXPECT_EQ(evals[0].tokens, 8u * 12u);
   EXPECT_EQ(evals[0].loss, evals[1].loss);  // nothing was learned at rate 0
-  EXPECT_NEAR(steps[0].metrics.loss * 32 * 12 + evals[0].loss * 8 * 12, loss, 1e-9 * loss);
+  EXPECT_NEAR(steps[0].metrics.loss * 32 * 12, loss_of_step, 1e-9 * loss_of_step);
+  EXPECT_NEAR(evals[0].loss * 8 * 12, loss, 1e-9 * loss);
   EXPECT_EQ(steps[0].metrics.tokens, 32u * 25u);
   EXPECT_EQ(steps[0].metrics.learning_rate, 0.0);
   EXPECT_GT(steps[0].metrics.grad_norm, 0.0);

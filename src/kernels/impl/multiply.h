@@ -50,7 +50,7 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
       weight[n] = load_panel<S>(from);
       if constexpr (kPrefetch)
         __builtin_prefetch(reinterpret_cast<const char*>(from) + kPanelPrefetchBytes);
-      else if constexpr (kTiles == 1)
+      else if constexpr (kRows == S::kMaxRowsOfTile && kRows > S::kMaxRowsF32)
         __builtin_prefetch(from + kRowsAhead * k_stride);
       if constexpr (kTight)  // weights one after the other
 #pragma GCC unroll 16
