@@ -336,7 +336,7 @@ void Activations::note(const Compute& compute, const LinearView& reader, bool mu
   const bool rounded = multiplied && rounds_inputs(compute);
   if (uses_int8(compute, *reader.weight)) {
     form.wants_rounded |= rounded;
-    form.wants_int8 |= (multiplied && !rounded) || compute.learns_scales;
+    form.wants_int8 |= (multiplied && !rounded) || compute.wants_int8;
   }
   if (reader.weak != nullptr && reader.weak_columns != nullptr)
     form_of(reader.weak_columns, reader.weak->columns());

@@ -159,13 +159,23 @@ void weak_gradient(Compute& compute, const float* dy, std::int64_t rows, const L
   dense_gradient(compute, dy, rows, dense, columns, columns, tokens, d_weak);
 }
 
-// sum_j x[t, j] of each token, as the forward rounds it.
-std::vector<float> input_sums(Compute& compute, const Int8View& x, std::int64_t tokens) {
+// sum_j x[t, j] of each token, as int8 products see it or, where the forward's are of another form,
+// as it is.
+std::vector<float> input_sums(Compute& compute, const LinearInput& x, std::int64_t columns,
+                              std::int64_t tokens) {
   std::vector<float> sums(static_cast<std::size_t>(tokens));
+  const bool exact = rounds_inputs(compute);
+  const std::vector<float> ones(static_cast<std::size_t>(exact ? columns : 0), 1.0f);
   compute.team.for_each(tokens, 64, [&](std::int64_t token, std::int64_t end, int) {
-    for (; token < end; ++token)
-      for (std::int64_t block = 0; block < x.blocks; ++block)
-        sums[static_cast<std::size_t>(token)] += x.row(token)[block].scaled_sum;
+    for (; token < end; ++token) {
+      float& sum = sums[static_cast<std::size_t>(token)];
+      if (exact) {
+        sum = compute.kernels.dot(x.values + token * x.stride, ones.data(), columns);
+        continue;
+      }
+      for (std::int64_t block = 0; block < x.int8.blocks; ++block)
+        sum += x.int8.row(token)[block].scaled_sum;
+    }
   });
   return sums;
 }
@@ -173,11 +183,11 @@ std::vector<float> input_sums(Compute& compute, const Int8View& x, std::int64_t 
 // One group per row. From y = s sum (level - zero) x + m sum x follows, with D = sum_t dy y,
 //   d_scale = (D - m d_offset) / s    or, as that of zero 0,    D / s + z d_offset
 // A scale of 0 gives 0: such a group stays as it is.
-void scale_gradients_of_output(Compute& compute, const MatrixView& w, const Int8View& x,
+void scale_gradients_of_output(Compute& compute, const MatrixView& w, const LinearInput& x,
                                const float* dy, const KnownOutput& y, std::int64_t tokens,
                                const ScaleGradientSink& sink) {
   const std::vector<float> x_sums =
-      w.has_shifts() ? input_sums(compute, x, tokens) : std::vector<float>();
+      w.has_shifts() ? input_sums(compute, x, w.columns, tokens) : std::vector<float>();
   // Rows of dy and y are read a stretch at a time; about four pieces per thread.
   const std::int64_t grain = divide_up(w.tiles, 4 * compute.team.size());
   compute.team.for_each(w.tiles, grain, [&](std::int64_t tile, std::int64_t tile_end, int member) {
@@ -249,8 +259,7 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
   const std::int64_t rows = linear.weight->rows(), width = x.columns();
   const LinearInput input = x.input(linear);
   if (y.values != nullptr && takes_output(compute, linear, sink))
-    scale_gradients_of_output(compute, linear.weight->view(), input.int8, dy, y, tokens,
-                              sink.scales);
+    scale_gradients_of_output(compute, linear.weight->view(), input, dy, y, tokens, sink.scales);
   else if (sink.scales)
     scale_gradients(compute, *linear.weight, input, dy, tokens, sink.scales);
   if (sink.weak != nullptr)

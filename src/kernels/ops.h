@@ -49,9 +49,9 @@ class Compute {
     return shared_[which].data();
   }
 
-  // A step of tuning runs, forward and backward. With `learns_scales` gradients of scales will be
-  // wanted, which read int8 activations.
-  bool learning = false, learns_scales = false;
+  // A step of tuning runs, forward and backward. With `wants_int8` its backward pass reads int8
+  // activations: gradients of scales do.
+  bool learning = false, wants_int8 = false;
   // Random numbers of this forward and backward pass (dropout); 0: none are wanted.
   std::uint64_t dropout_stream = 0;
 

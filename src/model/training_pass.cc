@@ -13,16 +13,19 @@ constexpr std::int64_t kLogitBytes = 12 << 20;  // logits that are in memory at 
 // What operations have to know of a step, while it runs.
 class StepState {
  public:
-  StepState(Compute& compute, const GradientSink* sink) : compute_(compute) {
+  StepState(Compute& compute, const Model& model, const GradientSink* sink) : compute_(compute) {
     if (sink == nullptr) return;
     compute.learning = true;
-    compute.learns_scales =
-        std::any_of(sink->linears.begin(), sink->linears.end(),
-                    [](const LinearSink& linear) { return bool(linear.scales); });
+    for (std::size_t i = 0; i < model.linear_count(); ++i) {
+      // Where the forward's products are not of int8, its outputs suffice for some.
+      const bool of_output =
+          rounds_inputs(compute) && takes_output(compute, model.linear(i), sink->of(i));
+      compute.wants_int8 |= sink->of(i).scales && !of_output;
+    }
     compute.dropout_stream = sink->dropout_stream;
   }
   ~StepState() {
-    compute_.learning = compute_.learns_scales = false;
+    compute_.learning = compute_.wants_int8 = false;
     compute_.dropout_stream = 0;
   }
   StepState(const StepState&) = delete;
@@ -271,7 +274,7 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
     if (token < 0 || token >= model_.config.vocabulary)
       return fail("token {} is not in the vocabulary of {}", token, model_.config.vocabulary);
   prepare(batch, sink != nullptr);
-  const StepState state(compute_, sink);
+  const StepState state(compute_, model_, sink);
   embed(compute_, model_, batch.tokens, checkpoint(0));
   std::size_t last = 0;
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
