@@ -13,9 +13,9 @@ namespace trimpot {
 
 struct Avx512 {
   static constexpr const char* kName = "avx512";
-  static constexpr int kMaxRowsF32 = 12;  // 12 rows x 2 tiles + 2 weights + 1 broadcast, of 32
+  static constexpr int kMaxRowsF32 = 12;     // 12 rows x 2 tiles + 2 weights + 1 broadcast, of 32
   static constexpr int kMaxRowsOfTile = 16;  // what a step reads from memory serves 16 weak columns
-  static constexpr int kMaxRowsI8 = 6;    // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
+  static constexpr int kMaxRowsI8 = 6;       // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
   static constexpr bool kInt16Products = true;  // twice as many a second as f32's

@@ -13,7 +13,7 @@ namespace trimpot {
 
 struct Scalar {
   static constexpr const char* kName = "scalar";
-  static constexpr int kMaxRowsF32 = 4;          // rows of a float tile that stay in registers
+  static constexpr int kMaxRowsF32 = 4;  // rows of a float tile that stay in registers
   static constexpr int kMaxRowsOfTile = 1;
   static constexpr int kMaxRowsI8 = 1;           // nothing to keep in registers: quick to compile
   static constexpr int kVectors = 1;             // of 16 lanes that registers hold
