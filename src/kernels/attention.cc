@@ -5,27 +5,12 @@
 #include <cstring>
 
 #include "base/round.h"
+#include "kernels/query_blocks.h"
 
 namespace trimpot {
 namespace {
 
 constexpr std::int64_t kForwardRows = 24;  // queries of one head that are scored together
-constexpr std::int64_t kBackwardRows = 36;
-
-// One block of queries of one head.
-struct Block {
-  const Segment* segment;
-  std::int64_t first;  // row within the segment
-  std::int64_t count;
-};
-
-std::vector<Block> query_blocks(std::span<const Segment> segments, std::int64_t rows) {
-  std::vector<Block> blocks;
-  for (const Segment& segment : segments)
-    for (std::int64_t first = 0; first < segment.count; first += rows)
-      blocks.push_back({&segment, first, std::min(rows, segment.count - first)});
-  return blocks;
-}
 
 // Queries that are scored together: `count` consecutive ones of one head, or a single one of
 // `heads` heads that share their keys.
@@ -201,166 +186,6 @@ void attention(Compute& compute, const AttentionShape& shape, std::span<const Se
       });
   for (const Segment& segment : segments)
     if (is_long(segment)) attend_long(compute, shape, segment, q, out, log_sum_exp);
-}
-
-namespace {
-
-// Queries [begin, end) of one head of one segment. They see keys [0, end): their shares of d_k and
-// d_v are summed apart from those of the head's other queries.
-struct BackwardUnit {
-  const Segment* segment;
-  std::int64_t head, begin, end;
-  float *d_k, *d_v;  // [end, head_dim]
-};
-
-// What the units of one segment share.
-struct BackwardSegment {
-  float* value_lanes;           // [kv_heads][keys / 16][head_dim][16], zero beyond the last key
-  std::size_t first_unit, end;  // the same heads next to each other
-};
-
-// From kSplitFrom tokens on a head's queries are two units, the first with two thirds of them and
-// 4/9 of the work: 9 heads are an uneven share for 2 threads, 18 such units are not.
-std::vector<BackwardUnit> backward_units(const AttentionShape& shape, const Segment& segment) {
-  constexpr std::int64_t kSplitFrom = 128;
-  const std::int64_t first =
-      segment.count < kSplitFrom ? 0 : segment.count * 2 / 3 / kBackwardRows * kBackwardRows;
-  std::vector<BackwardUnit> units;
-  for (std::int64_t head = 0; head < shape.heads; ++head) {
-    if (first > 0) units.push_back({&segment, head, 0, first, nullptr, nullptr});
-    units.push_back({&segment, head, first, segment.count, nullptr, nullptr});
-  }
-  return units;
-}
-
-// One tile of 16 keys for all heads, as products with values want them.
-void fill_value_lanes(const AttentionShape& shape, const Block& keys, const float* v,
-                      float* lanes) {
-  const std::int64_t dim = shape.head_dim, padded = round_up(keys.segment->count, kKeyLanes);
-  for (std::int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-    float* to = lanes + (kv_head * padded + keys.first) * dim;
-    const float* from = v + (keys.segment->row + keys.first) * shape.kv_width() + kv_head * dim;
-    for (std::int64_t c = 0; c < dim; ++c)
-      for (std::int64_t lane = 0; lane < kKeyLanes; ++lane)
-        to[c * kKeyLanes + lane] = lane < keys.count ? from[lane * shape.kv_width() + c] : 0.0f;
-  }
-}
-
-// d_q rows of a unit, and its shares of d_k and d_v.
-void unit_backward(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
-                   const AttentionGradients& g, const float* value_lanes, int member) {
-  const Segment& segment = *unit.segment;
-  const std::int64_t width = shape.q_width(), kv_width = shape.kv_width(), dim = shape.head_dim;
-  const std::int64_t head = unit.head, kv_head = head / shape.heads_per_kv();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const std::int64_t most_keys = round_up(unit.end, kKeyLanes);
-  float* p = compute.scratch(member, 2 * kBackwardRows * most_keys);
-  float* d_p = p + kBackwardRows * most_keys;
-  const Panels values{value_lanes + kv_head * round_up(segment.count, kKeyLanes) * dim,
-                      Storage::kF32, dim * kKeyLanes, kKeyLanes};
-  const Panels key_rows{g.k + segment.row * kv_width + kv_head * dim, Storage::kF32, 16, kv_width};
-  std::memset(unit.d_k, 0, unit.end * dim * sizeof(float));
-  std::memset(unit.d_v, 0, unit.end * dim * sizeof(float));
-  for (std::int64_t first = unit.begin; first < unit.end; first += kBackwardRows) {
-    const std::int64_t count = std::min(kBackwardRows, unit.end - first);
-    const std::int64_t keys = first + count, padded = round_up(keys, kKeyLanes);
-    const std::int64_t row = segment.row + first;
-    const float* q = g.q + row * width + head * dim;
-    const float* d_out = g.d_out + row * width + head * dim;
-    compute.kernels.multiply({q, width, 1}, segment.cache->key_panels(shape, kv_head), count,
-                             padded, dim, p, padded, false);
-    compute.kernels.multiply({d_out, width, 1}, values, count, padded, dim, d_p, padded, false);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const float* out = g.out + (row + i) * width + head * dim;
-      const float delta = compute.kernels.dot(d_out + i * width, out, dim);
-      compute.kernels.softmax_again(p + i * padded, first + i + 1, padded, scale,
-                                    g.log_sum_exp[(row + i) * shape.heads + head]);
-      compute.kernels.softmax_backward(p + i * padded, padded, delta, scale, d_p + i * padded);
-    }
-    compute.kernels.multiply({d_p, padded, 1}, key_rows, count, dim, keys,
-                             g.d_q + row * width + head * dim, width, false);
-    compute.kernels.multiply({d_p, 1, padded}, {q, Storage::kF32, 16, width}, keys, dim, count,
-                             unit.d_k, dim, true);
-    compute.kernels.multiply({p, 1, padded}, {d_out, Storage::kF32, 16, width}, keys, dim, count,
-                             unit.d_v, dim, true);
-  }
-}
-
-// Rows of d_k and d_v: the shares of the heads that share keys, in order.
-void add_shares(Compute& compute, const AttentionShape& shape, const Block& keys,
-                std::span<const BackwardUnit> units, const AttentionGradients& g) {
-  const std::int64_t dim = shape.head_dim, kv_width = shape.kv_width();
-  for (std::int64_t key = keys.first; key < keys.first + keys.count; ++key) {
-    float* d_k = g.d_k + (keys.segment->row + key) * kv_width;
-    float* d_v = g.d_v + (keys.segment->row + key) * kv_width;
-    std::memset(d_k, 0, kv_width * sizeof(float));
-    std::memset(d_v, 0, kv_width * sizeof(float));
-    for (const BackwardUnit& unit : units) {
-      if (key >= unit.end) continue;
-      const std::int64_t at = unit.head / shape.heads_per_kv() * dim;
-      compute.kernels.add(unit.d_k + key * dim, dim, d_k + at);
-      compute.kernels.add(unit.d_v + key * dim, dim, d_v + at);
-    }
-  }
-}
-
-}  // namespace
-
-std::int64_t attention_backward_size(const AttentionShape& shape,
-                                     std::span<const Segment> segments) {
-  std::int64_t size = 0;
-  for (const Segment& segment : segments) {
-    size += round_up(segment.count, kKeyLanes) * shape.kv_width();
-    for (const BackwardUnit& unit : backward_units(shape, segment))
-      size += 2 * unit.end * shape.head_dim;
-  }
-  return size;
-}
-
-void attention_backward(Compute& compute, const AttentionShape& shape,
-                        std::span<const Segment> segments, const AttentionGradients& g) {
-  const std::int64_t dim = shape.head_dim;
-  std::vector<BackwardUnit> units;
-  std::vector<BackwardSegment> shared;
-  for (const Segment& segment : segments) {
-    const std::vector<BackwardUnit> own = backward_units(shape, segment);
-    shared.push_back({nullptr, units.size(), units.size() + own.size()});
-    units.insert(units.end(), own.begin(), own.end());
-  }
-  float* memory = g.memory;
-  for (std::size_t i = 0; i < segments.size(); ++i) {
-    shared[i].value_lanes = memory;
-    memory += round_up(segments[i].count, kKeyLanes) * shape.kv_width();
-  }
-  for (BackwardUnit& unit : units) {
-    unit.d_k = memory;
-    unit.d_v = memory + unit.end * dim;
-    memory += 2 * unit.end * dim;
-  }
-  const std::vector<Block> tiles = query_blocks(segments, kKeyLanes);
-  const auto index = [&](const Segment* segment) {
-    return static_cast<std::size_t>(segment - segments.data());
-  };
-  const auto count = static_cast<std::int64_t>(tiles.size());
-  compute.team.for_each(count, 2, [&](std::int64_t tile, std::int64_t end, int) {
-    for (; tile < end; ++tile) {
-      const Block& block = tiles[static_cast<std::size_t>(tile)];
-      fill_value_lanes(shape, block, g.v, shared[index(block.segment)].value_lanes);
-    }
-  });
-  compute.team.for_each(
-      static_cast<std::int64_t>(units.size()), 1, [&](std::int64_t i, std::int64_t, int member) {
-        const BackwardUnit& unit = units[static_cast<std::size_t>(i)];
-        unit_backward(compute, shape, unit, g, shared[index(unit.segment)].value_lanes, member);
-      });
-  compute.team.for_each(count, 2, [&](std::int64_t tile, std::int64_t end, int) {
-    for (; tile < end; ++tile) {
-      const Block& block = tiles[static_cast<std::size_t>(tile)];
-      const BackwardSegment& of = shared[index(block.segment)];
-      add_shares(compute, shape, block,
-                 std::span(units).subspan(of.first_unit, of.end - of.first_unit), g);
-    }
-  });
 }
 
 }  // namespace trimpot

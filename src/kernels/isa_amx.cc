@@ -86,7 +86,6 @@ using Registers = F[kTokens];
   for (int t = 0; t < kTokens; ++t) to[t] = from[t];
 }
 [[gnu::always_inline]] inline void clear(F* to) {
-#pragma GCC unroll 16
   for (int t = 0; t < kTokens; ++t) to[t] = S::zero();
 }
 
@@ -280,15 +279,19 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
   }
 }
 
-// Input gradients.
+// Products of bf16.
+
+// The first 16 of `count` numbers, 0 where there are fewer.
+F load_some(const float* from, std::int64_t count) {
+  if (count >= 16) return S::load(from);
+  return count > 0 ? S::load_first(from, static_cast<int>(count)) : S::zero();
+}
 
 void round_row(const float* from, std::int64_t count, std::int16_t* to, float*) {
   // Writing at k / 2 never overtakes reading at k: a row can shrink in place.
   for (std::int64_t k = 0; k < count; k += 16) {
     const std::int64_t left = count - k, padded = left + left % 2;
-    const F values =
-        left < 16 ? S::load_first(from + k, static_cast<int>(left)) : S::load(from + k);
-    const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values));
+    const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(load_some(from + k, left)));
     _mm256_mask_storeu_epi16(to + k, S::first(padded < 16 ? static_cast<int>(padded) : 16), bits);
   }
 }
@@ -334,13 +337,41 @@ void unpack_rows_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t chun
   }
 }
 
+void round_pairs(const float* rows, std::int64_t stride, std::int64_t count, int columns,
+                 std::int16_t* panel) {
+  for (std::int64_t row = 0; row < count; row += 2, panel += 2 * kChunkColumns)
+    for (int column = 0; column < kChunkColumns; column += 16) {
+      const float* from = rows + row * stride + column;
+      const F even = load_some(from, columns - column);
+      const F odd = row + 1 < count ? load_some(from + stride, columns - column) : S::zero();
+      _mm512_storeu_si512(panel + 2 * column, interleave_bf16(even, odd));
+    }
+}
+
+void round_columns(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t columns,
+                   std::int16_t* to) {
+  for (std::int64_t column = 0; column < columns; column += 16) {
+    const std::int64_t width = columns - column < 16 ? columns - column : 16;
+    F block[2][16];
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 16; ++i) {
+        const std::int64_t row = 16 * half + i;
+        block[half][i] = row < count ? load_some(rows + row * stride + column, width) : S::zero();
+      }
+      S::transpose(block[half]);
+    }
+    for (std::int64_t j = 0; j < width; ++j)
+      _mm512_storeu_ps(to + (column + j) * 32,
+                       reinterpret_cast<F>(_mm512_cvtne2ps_pbh(block[1][j], block[0][j])));
+  }
+}
+
 // Up to 32 tokens x 32 columns in four tiles, summed over all rows before they leave them.
 constexpr int kGradient = 4, kPanel = 6;  // tiles; sums are 2 * tokens' tile + columns' half
 constexpr std::int64_t kDepth = 32;       // rows of a product
 
 struct GradientShape {
-  std::int64_t tokens, rows;  // of dy: at most 32 and 32
-  int columns;
+  std::int64_t tokens, rows, columns;  // at most 32 each
 };
 tiles::Shapes bf16_shapes(const GradientShape& of) {
   tiles::Shapes shapes;
@@ -401,9 +432,8 @@ void multiply_bf16(const RoundedView& dy, const std::int16_t* panel, const float
         tiles::configure(bf16_shapes(shape));
       }
       const auto multiply =
-          tokens > 16    ? columns > 16 ? multiply_bf16_block<2, 2> : multiply_bf16_block<2, 1>
-             : columns > 16 ? multiply_bf16_block<1, 2>
-                         : multiply_bf16_block<1, 1>;
+          tokens > 16 ? (columns > 16 ? multiply_bf16_block<2, 2> : multiply_bf16_block<2, 1>)
+                      : (columns > 16 ? multiply_bf16_block<1, 2> : multiply_bf16_block<1, 1>);
       multiply(dy.codes + token * dy.stride + first, dy.stride, panel + 32 * first, count, depth,
                c + token * c_stride, c_stride, add_part);
     }
@@ -422,14 +452,11 @@ float peak(std::int64_t rounds, float start) {
   tiles::Shapes shapes;
   for (int i = 0; i < 8; ++i) shapes.set(i, 16, 64);
   tiles::configure(shapes);
-  tiles::load<4>(numbers, 64);
-  tiles::load<5>(numbers, 64);
-  tiles::load<6>(numbers, 64);
-  tiles::load<7>(numbers, 64);
-  tiles::zero<0>();
-  tiles::zero<1>();
-  tiles::zero<2>();
-  tiles::zero<3>();
+  const auto fill = [&]<int... kTile>() {
+    (tiles::zero<kTile>(), ...);
+    (tiles::load<4 + kTile>(numbers, 64), ...);
+  };
+  fill.template operator()<0, 1, 2, 3>();
   for (std::int64_t round = 0; round < rounds; ++round) {
     if constexpr (kBytes) {
       tiles::dot_unsigned<0, 4, 6>();
@@ -459,6 +486,8 @@ constexpr Kernels make_parts() {
   k.unpack_columns_rounded = unpack_columns_bf16;
   k.unpack_rows_rounded = unpack_rows_bf16;
   k.multiply_rounded = multiply_bf16;
+  k.round_pairs = round_pairs;
+  k.round_columns = round_columns;
   k.peak_int8 = {peak<true>, 4 * 16384};
   k.peak_rounded = {peak<false>, 4 * 8192};
   return k;

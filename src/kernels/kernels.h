@@ -132,6 +132,14 @@ struct Kernels {
                            const float* panel_scales, std::int64_t rows, std::int64_t token_begin,
                            std::int64_t token_end, float* c, std::int64_t c_stride, int columns,
                            bool add);
+  // The second operand of multiply_rounded() from rows of floats: their pairs, [pairs of
+  // rows][32][2], of at most 32 columns. A row that is missing of a pair and columns that are
+  // missing are 0. And the first one of it from columns: to [columns][32], with a number of each of
+  // at most 32 rows, 0 where there are fewer. Both with bf16 alone, else null.
+  void (*round_pairs)(const float* rows, std::int64_t stride, std::int64_t count, int columns,
+                      std::int16_t* panel);
+  void (*round_columns)(const float* rows, std::int64_t stride, std::int64_t count,
+                        std::int64_t columns, std::int16_t* to);
   // Rounds a row, padded to an even count. `to` may be where `from` is. What is not finite makes
   // its block's scale NaN (int16) or stays so (bf16).
   void (*round_row)(const float* from, std::int64_t count, std::int16_t* to, float* scales);
@@ -195,6 +203,9 @@ struct Kernels {
   // 1], whose sine is direction * sines[2i + 1] = -direction * sines[2i]; direction is 1 or -1.
   void (*rotate_pairs)(const float* cosines, const float* sines, float direction,
                        std::int64_t count, float* x);
+  // to[j * to_stride + i] = from[i * stride + j]
+  void (*transpose)(const float* from, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+                    float* to, std::int64_t to_stride);
   void (*widen_f16)(const f16* from, std::int64_t count, float* to);
   void (*narrow_f16)(const float* from, std::int64_t count, f16* to);
 

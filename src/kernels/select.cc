@@ -52,6 +52,8 @@ const Kernels& amx_kernels() {
     k.unpack_columns_rounded = kAmxParts.unpack_columns_rounded;
     k.unpack_rows_rounded = kAmxParts.unpack_rows_rounded;
     k.multiply_rounded = kAmxParts.multiply_rounded;
+    k.round_pairs = kAmxParts.round_pairs;
+    k.round_columns = kAmxParts.round_columns;
     k.peak_int8 = kAmxParts.peak_int8;
     k.peak_rounded = kAmxParts.peak_rounded;
     return k;

@@ -156,13 +156,16 @@ std::int64_t cache_bytes(const ModelConfig& c, const FitOptions& options, std::i
 void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
                    const FitOptions& options, std::int64_t rows, Items& items) {
   const ModelConfig& c = shapes.config;
-  const std::int64_t keys = round_up(options.max_seq_length, 16);
+  const std::int64_t keys = round_up(options.max_seq_length, 32);
   const std::int64_t bytes = cache_bytes(c, options, rows);
   // A thread's scratch memory is as large as its largest user: attention_backward's two blocks of
-  // 32 rows of scores, linear_backward's panel, on the f32 path unpacked tiles, and
-  // a row of logits with a teacher.
-  std::int64_t scratch =
-      std::max<std::int64_t>(96 * kTileRows * kChunkColumns, product({keys, 2 * 32}));
+  // scores and, in bf16, its sums and their operands, linear_backward's panel, on the f32 path
+  // unpacked tiles, and a row of logits with a teacher.
+  const bool rounds = options.precision == Precision::kDefault && kernels_are_tiled();
+  const std::int64_t dim = c.attention.head_dim, block = rounds ? 48 + dim : 36;
+  const std::int64_t operands = rounds ? 16 * (3 * dim + 1 + kChunkColumns) : 0;
+  std::int64_t scratch = std::max<std::int64_t>(96 * kTileRows * kChunkColumns,
+                                                sum(product({2, block, keys}), operands));
   std::int64_t columns = std::max(shapes.embedding.columns, c.hidden);
   for (const RunLinear& linear : linears) columns = std::max(columns, linear.matrix.columns);
   if (options.precision == Precision::kF32)

@@ -450,6 +450,41 @@ TEST_P(IsaFloat, ToBf16) {
   }
 }
 
+// Catches: rows paired with the wrong ones, tails read beyond their end or not zeroed.
+TEST_P(IsaFloat, OperandsOfBf16) {
+  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  for (const std::int64_t count : {1, 2, 15, 16, 31, 32})
+    for (const int columns : {1, 15, 16, 17, 32}) {
+      const std::int64_t stride = columns + 1;
+      const Floats x = RandomStream(11).normals((count - 1) * stride + columns);
+      const auto want = [&](std::int64_t row, std::int64_t column) {
+        return row < count && column < columns ? f32_to_bf16(x[row * stride + column]) : bf16{0};
+      };
+      std::vector<std::int16_t> panel(static_cast<std::size_t>((count + 1) / 2 * 64), 7);
+      GetParam()->round_pairs(x.data(), stride, count, columns, panel.data());
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(panel.size()); ++i)
+        ASSERT_EQ(static_cast<bf16>(panel[i]), want(i / 64 * 2 + i % 2, i / 2 % 32)) << i;
+      std::vector<std::int16_t> turned(static_cast<std::size_t>(columns * 32), 7);
+      GetParam()->round_columns(x.data(), stride, count, columns, turned.data());
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(turned.size()); ++i)
+        ASSERT_EQ(static_cast<bf16>(turned[i]), want(i % 32, i / 32)) << i;
+    }
+}
+
+// Catches: tails read or written beyond their end, rows for columns.
+TEST_P(IsaFloat, Transpose) {
+  for (const std::int64_t rows : {1, 15, 16, 17, 40})
+    for (const std::int64_t columns : {1, 16, 20, 33}) {
+      const std::int64_t stride = columns + 2, to_stride = rows + 1;
+      const Floats x = RandomStream(12).normals((rows - 1) * stride + columns);
+      Floats to(static_cast<std::size_t>(columns * to_stride), 7.0f);
+      GetParam()->transpose(x.data(), stride, rows, columns, to.data(), to_stride);
+      for (std::int64_t i = 0; i < columns; ++i)
+        for (std::int64_t j = 0; j < to_stride; ++j)
+          ASSERT_EQ(to[i * to_stride + j], j < rows ? x[j * stride + i] : 7.0f) << i << ", " << j;
+    }
+}
+
 // All 65,536 halves there, and floats on both sides of every rounding boundary back.
 TEST_P(IsaFloat, HalfPrecisionGivesTheSameBits) {
   std::vector<f16> halves;

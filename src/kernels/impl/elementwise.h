@@ -291,6 +291,23 @@ void rotate_pairs(const float* cosines, const float* sines, float direction, std
 }
 
 template <class S>
+void transpose(const float* from, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+               float* to, std::int64_t to_stride) {
+  for (std::int64_t row = 0; row < rows; row += 16)
+    for (std::int64_t column = 0; column < columns; column += 16) {
+      const auto height = static_cast<int>(rows - row < 16 ? rows - row : 16);
+      const auto width = static_cast<int>(columns - column < 16 ? columns - column : 16);
+      typename S::F block[16];
+      for (int i = 0; i < 16; ++i)
+        block[i] =
+            i < height ? S::load_first(from + (row + i) * stride + column, width) : S::zero();
+      S::transpose(block);
+      for (int j = 0; j < width; ++j)
+        S::store_first(to + (column + j) * to_stride + row, block[j], height);
+    }
+}
+
+template <class S>
 void widen_f16(const f16* from, std::int64_t count, float* to) {
   std::int64_t k = 0;
   for (; k + 16 <= count; k += 16) S::store(to + k, S::load(from + k));

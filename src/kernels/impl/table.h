@@ -43,6 +43,7 @@ constexpr Kernels make_kernels() {
   k.scale = scale<S>;
   k.add = add<S>;
   k.dot = dot<S>;
+  k.transpose = transpose<S>;
   k.widen_f16 = widen_f16<S>;
   k.scale_each = scale_each<S>;
   k.narrow_f16 = narrow_f16<S>;

@@ -1,0 +1,336 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/round.h"
+#include "kernels/linear.h"
+#include "kernels/query_blocks.h"
+
+namespace trimpot {
+namespace {
+
+// Queries of one head that are scored together: whole blocks of the products of floats (12 rows)
+// and of those in bf16 (32).
+constexpr std::int64_t kFloatRows = 36, kRoundedRows = 32;
+constexpr std::int64_t kPanelColumns = 32;  // of multiply_rounded()
+
+std::int64_t even(std::int64_t count) { return count + count % 2; }
+
+// Where the kernels have bf16, all products but the scores, which are to be the forward's, are.
+bool rounds_attention(const Compute& compute) {
+  return rounds_gradients(compute) && compute.kernels.round_pairs != nullptr;
+}
+
+// Queries [begin, end) of one head of one segment. They see keys [0, end): their shares of d_k and
+// d_v are summed apart from those of the head's other queries.
+struct BackwardUnit {
+  const Segment* segment;
+  std::int64_t head, begin, end;
+  float *d_k, *d_v;  // [end, head_dim]
+};
+
+// What the units of one segment share: values as products of floats want them, or keys and values
+// in panels of multiply_rounded().
+struct SharedInputs {
+  float* memory;  // size() floats
+
+  // [kv_heads][keys / 16][head_dim][16], zero beyond the last key
+  static std::int64_t lanes_size(const AttentionShape& shape, std::int64_t keys) {
+    return round_up(keys, kKeyLanes) * shape.head_dim;
+  }
+  float* value_lanes(const AttentionShape& shape, std::int64_t keys, std::int64_t kv_head) const {
+    return memory + kv_head * lanes_size(shape, keys);
+  }
+
+  // Of a head: [head_dim / 32] panels of pairs of keys, then [keys / 32] of pairs of channels.
+  static std::int64_t key_panel(std::int64_t keys) { return even(keys) * kPanelColumns; }
+  static std::int64_t value_panel(const AttentionShape& shape) {
+    return even(shape.head_dim) * kPanelColumns;
+  }
+  static std::int64_t panels_size(const AttentionShape& shape, std::int64_t keys) {
+    return divide_up(shape.head_dim, kPanelColumns) * key_panel(keys) +
+           divide_up(keys, kPanelColumns) * value_panel(shape);
+  }
+  std::int16_t* key_panels(const AttentionShape& shape, std::int64_t keys,
+                           std::int64_t kv_head) const {
+    return reinterpret_cast<std::int16_t*>(memory) + kv_head * panels_size(shape, keys);
+  }
+  std::int16_t* value_panels(const AttentionShape& shape, std::int64_t keys,
+                             std::int64_t kv_head) const {
+    return key_panels(shape, keys, kv_head) +
+           divide_up(shape.head_dim, kPanelColumns) * key_panel(keys);
+  }
+
+  static std::int64_t size(const AttentionShape& shape, std::int64_t keys) {
+    return shape.kv_heads * std::max(lanes_size(shape, keys), panels_size(shape, keys) / 2);
+  }
+};
+
+struct BackwardSegment {
+  SharedInputs inputs;
+  std::size_t first_unit, end;  // the same heads next to each other
+};
+
+// From kSplitFrom tokens on a head's queries are two units, the first with two thirds of them and
+// 4/9 of the work: 9 heads are an uneven share for 2 threads, 18 such units are not.
+std::vector<BackwardUnit> backward_units(const AttentionShape& shape, const Segment& segment) {
+  constexpr std::int64_t kSplitFrom = 128;
+  const std::int64_t first =
+      segment.count < kSplitFrom ? 0 : segment.count * 2 / 3 / kRoundedRows * kRoundedRows;
+  std::vector<BackwardUnit> units;
+  for (std::int64_t head = 0; head < shape.heads; ++head) {
+    if (first > 0) units.push_back({&segment, head, 0, first, nullptr, nullptr});
+    units.push_back({&segment, head, first, segment.count, nullptr, nullptr});
+  }
+  return units;
+}
+
+// Keys of one block, at most 32, for all heads.
+void fill_inputs(Compute& compute, const AttentionShape& shape, const Block& keys,
+                 const AttentionGradients& g, const SharedInputs& to, int member) {
+  const std::int64_t dim = shape.head_dim, width = shape.kv_width(), all = keys.segment->count;
+  const std::int64_t row = keys.segment->row + keys.first;
+  float* channels = compute.scratch(member, dim * kPanelColumns);  // [head_dim][32]
+  for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
+    const float* v = g.v + row * width + head * dim;
+    if (!rounds_attention(compute)) {
+      for (std::int64_t first = 0; first < keys.count; first += kKeyLanes) {
+        float* lanes = to.value_lanes(shape, all, head) + (keys.first + first) * dim;
+        const std::int64_t count = std::min(kKeyLanes, keys.count - first);
+        if (count < kKeyLanes) std::memset(lanes, 0, kKeyLanes * dim * sizeof(float));
+        compute.kernels.transpose(v + first * width, width, count, dim, lanes, kKeyLanes);
+      }
+      continue;
+    }
+    compute.kernels.transpose(v, width, keys.count, dim, channels, kPanelColumns);
+    compute.kernels.round_pairs(channels, kPanelColumns, dim, static_cast<int>(keys.count),
+                                to.value_panels(shape, all, head) +
+                                    keys.first / kPanelColumns * SharedInputs::value_panel(shape));
+    std::int16_t* panel = to.key_panels(shape, all, head) + keys.first * kPanelColumns;
+    for (std::int64_t c = 0; c < dim; c += kPanelColumns, panel += SharedInputs::key_panel(all))
+      compute.kernels.round_pairs(g.k + row * width + head * dim + c, width, keys.count,
+                                  static_cast<int>(std::min(kPanelColumns, dim - c)), panel);
+  }
+}
+
+// One block of queries of a unit: the rows of q, out and so on, and their scores.
+struct Rows {
+  std::int64_t first, count;  // within the segment
+  std::int64_t keys, padded;  // that they see; rows of scores are `padded` floats apart
+  const float *q, *d_out;     // [count, head_dim], rows q_width apart
+  float* d_q;
+};
+
+// The attention's weights p and, in place of d_p, the scores' gradients.
+void scores_backward(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
+                     const AttentionGradients& g, const Rows& rows, float* p, float* d_p) {
+  const std::int64_t dim = shape.head_dim, width = shape.q_width();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const float* out = g.out + (rows.q - g.q);
+  const std::int64_t row = unit.segment->row + rows.first;
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const float delta = compute.kernels.dot(rows.d_out + i * width, out + i * width, dim);
+    compute.kernels.softmax_again(p + i * rows.padded, rows.first + i + 1, rows.padded, scale,
+                                  g.log_sum_exp[(row + i) * shape.heads + unit.head]);
+    compute.kernels.softmax_backward(p + i * rows.padded, rows.padded, delta, scale,
+                                     d_p + i * rows.padded);
+  }
+}
+
+// Calls body(rows) for the blocks of a unit's queries; p holds their products with the keys.
+template <typename Body>
+void for_each_rows(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
+                   const AttentionGradients& g, std::int64_t most, float* p, Body&& body) {
+  const std::int64_t width = shape.q_width(), dim = shape.head_dim;
+  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
+  for (std::int64_t first = unit.begin; first < unit.end; first += most) {
+    const std::int64_t count = std::min(most, unit.end - first), keys = first + count;
+    const std::int64_t at = (unit.segment->row + first) * width + unit.head * dim;
+    const Rows rows{first,    count,        keys,      round_up(keys, kKeyLanes),
+                    g.q + at, g.d_out + at, g.d_q + at};
+    compute.kernels.multiply({rows.q, width, 1}, unit.segment->cache->key_panels(shape, kv_head),
+                             count, rows.padded, dim, p, rows.padded, false);
+    body(rows);
+  }
+}
+
+// d_q rows of a unit, and its shares of d_k and d_v.
+void unit_backward(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
+                   const AttentionGradients& g, const SharedInputs& inputs, int member) {
+  const Segment& segment = *unit.segment;
+  const std::int64_t width = shape.q_width(), kv_width = shape.kv_width(), dim = shape.head_dim;
+  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
+  const std::int64_t most_keys = round_up(unit.end, kKeyLanes);
+  float* p = compute.scratch(member, 2 * kFloatRows * most_keys);
+  float* d_p = p + kFloatRows * most_keys;
+  const Panels values{inputs.value_lanes(shape, segment.count, kv_head), Storage::kF32,
+                      dim * kKeyLanes, kKeyLanes};
+  const Panels key_rows{g.k + segment.row * kv_width + kv_head * dim, Storage::kF32, 16, kv_width};
+  std::memset(unit.d_k, 0, unit.end * dim * sizeof(float));
+  std::memset(unit.d_v, 0, unit.end * dim * sizeof(float));
+  for_each_rows(compute, shape, unit, g, kFloatRows, p, [&](const Rows& rows) {
+    const std::int64_t count = rows.count, padded = rows.padded;
+    compute.kernels.multiply({rows.d_out, width, 1}, values, count, padded, dim, d_p, padded,
+                             false);
+    scores_backward(compute, shape, unit, g, rows, p, d_p);
+    compute.kernels.multiply({d_p, padded, 1}, key_rows, count, dim, rows.keys, rows.d_q, width,
+                             false);
+    compute.kernels.multiply({d_p, 1, padded}, {rows.q, Storage::kF32, 16, width}, rows.keys, dim,
+                             count, unit.d_k, dim, true);
+    compute.kernels.multiply({p, 1, padded}, {rows.d_out, Storage::kF32, 16, width}, rows.keys, dim,
+                             count, unit.d_v, dim, true);
+  });
+}
+
+// What unit_backward_rounded() works in, in a thread's scratch memory.
+struct RoundedScratch {
+  RoundedScratch(Compute& compute, std::int64_t dim, std::int64_t keys, int member)
+      : keys(round_up(keys, kPanelColumns)) {
+    const std::int64_t floats = 2 * (kRoundedRows + dim) * this->keys;
+    const std::int64_t halves = kRoundedRows * (even(dim) + 2 * dim + this->keys + kPanelColumns);
+    p = compute.scratch(member, static_cast<std::size_t>(floats + halves / 2));
+    d_p = p + kRoundedRows * this->keys;
+    d_k = d_p + kRoundedRows * this->keys;
+    d_v = d_k + dim * this->keys;
+    d_out = reinterpret_cast<std::int16_t*>(d_v + dim * this->keys);
+    q_channels = d_out + kRoundedRows * even(dim);
+    d_out_channels = q_channels + kRoundedRows * dim;
+    d_scores = d_out_channels + kRoundedRows * dim;
+    panel = d_scores + kRoundedRows * this->keys;
+  }
+  std::int64_t keys;
+  float *p, *d_p;                             // [32, keys]
+  float *d_k, *d_v;                           // [head_dim, keys]
+  std::int16_t* d_out;                        // [32, head_dim]
+  std::int16_t *q_channels, *d_out_channels;  // [head_dim, 32]
+  std::int16_t* d_scores;                     // [32, keys]
+  std::int16_t* panel;                        // of one product
+};
+
+// The same in bf16. Shares of d_k and d_v are summed channel by channel: then what is turned is a
+// block of q and d_out, not all of its scores.
+void unit_backward_rounded(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
+                           const AttentionGradients& g, const SharedInputs& inputs, int member) {
+  const Kernels& k = compute.kernels;
+  const std::int64_t width = shape.q_width(), dim = shape.head_dim, all = unit.segment->count;
+  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
+  const RoundedScratch at(compute, dim, unit.end, member);
+  std::memset(at.d_k, 0, 2 * dim * at.keys * sizeof(float));
+  // Calls body(first key, keys, number of the panel) for each panel of keys.
+  const auto for_each_panel = [](std::int64_t keys, const auto& body) {
+    for (std::int64_t key = 0; key < keys; key += kPanelColumns)
+      body(key, static_cast<int>(std::min(kPanelColumns, keys - key)), key / kPanelColumns);
+  };
+  for_each_rows(compute, shape, unit, g, kRoundedRows, at.p, [&](const Rows& rows) {
+    const std::int64_t count = rows.count, padded = rows.padded;
+    for (std::int64_t i = 0; i < count; ++i)
+      k.round_row(rows.d_out + i * width, dim, at.d_out + i * even(dim), nullptr);
+    const std::int16_t* values = inputs.value_panels(shape, all, kv_head);
+    for_each_panel(rows.keys, [&](std::int64_t key, int keys, std::int64_t panel) {
+      k.multiply_rounded({at.d_out, even(dim)}, values + panel * SharedInputs::value_panel(shape),
+                         nullptr, even(dim), 0, count, at.d_p + key, padded, keys, false);
+    });
+    for (std::int64_t i = 0; i < count; ++i)  // beyond the keys, which softmax_backward reads
+      std::fill(at.d_p + i * padded + rows.keys, at.d_p + (i + 1) * padded, 0.0f);
+    scores_backward(compute, shape, unit, g, rows, at.p, at.d_p);
+
+    for (std::int64_t i = 0; i < count; ++i)
+      k.round_row(at.d_p + i * padded, rows.keys, at.d_scores + i * at.keys, nullptr);
+    const std::int16_t* key_panel = inputs.key_panels(shape, all, kv_head);
+    for (std::int64_t c = 0; c < dim; c += kPanelColumns, key_panel += SharedInputs::key_panel(all))
+      k.multiply_rounded({at.d_scores, at.keys}, key_panel, nullptr, even(rows.keys), 0, count,
+                         rows.d_q + c, width, static_cast<int>(std::min(kPanelColumns, dim - c)),
+                         false);
+
+    k.round_columns(rows.q, width, count, dim, at.q_channels);
+    k.round_columns(rows.d_out, width, count, dim, at.d_out_channels);
+    const auto add = [&](const std::int16_t* channels, const float* weights, float* to) {
+      for_each_panel(rows.keys, [&](std::int64_t key, int keys, std::int64_t) {
+        k.round_pairs(weights + key, padded, count, keys, at.panel);
+        k.multiply_rounded({const_cast<std::int16_t*>(channels), kRoundedRows}, at.panel, nullptr,
+                           even(count), 0, dim, to + key, at.keys, keys, true);
+      });
+    };
+    add(at.q_channels, at.d_p, at.d_k);
+    add(at.d_out_channels, at.p, at.d_v);
+  });
+  k.transpose(at.d_k, at.keys, dim, unit.end, unit.d_k, dim);
+  k.transpose(at.d_v, at.keys, dim, unit.end, unit.d_v, dim);
+}
+
+// Rows of d_k and d_v: the shares of the heads that share keys, in order.
+void add_shares(Compute& compute, const AttentionShape& shape, const Block& keys,
+                std::span<const BackwardUnit> units, const AttentionGradients& g) {
+  const std::int64_t dim = shape.head_dim, kv_width = shape.kv_width();
+  for (std::int64_t key = keys.first; key < keys.first + keys.count; ++key) {
+    float* d_k = g.d_k + (keys.segment->row + key) * kv_width;
+    float* d_v = g.d_v + (keys.segment->row + key) * kv_width;
+    std::memset(d_k, 0, kv_width * sizeof(float));
+    std::memset(d_v, 0, kv_width * sizeof(float));
+    for (const BackwardUnit& unit : units) {
+      if (key >= unit.end) continue;
+      const std::int64_t at = unit.head / shape.heads_per_kv() * dim;
+      compute.kernels.add(unit.d_k + key * dim, dim, d_k + at);
+      compute.kernels.add(unit.d_v + key * dim, dim, d_v + at);
+    }
+  }
+}
+
+}  // namespace
+
+std::int64_t attention_backward_size(const AttentionShape& shape,
+                                     std::span<const Segment> segments) {
+  std::int64_t size = 0;
+  for (const Segment& segment : segments) {
+    size += round_up(SharedInputs::size(shape, segment.count), 16);
+    for (const BackwardUnit& unit : backward_units(shape, segment))
+      size += 2 * unit.end * shape.head_dim;
+  }
+  return size;
+}
+
+void attention_backward(Compute& compute, const AttentionShape& shape,
+                        std::span<const Segment> segments, const AttentionGradients& g) {
+  const std::int64_t dim = shape.head_dim;
+  std::vector<BackwardUnit> units;
+  std::vector<BackwardSegment> shared;
+  float* memory = g.memory;
+  for (const Segment& segment : segments) {
+    const std::vector<BackwardUnit> own = backward_units(shape, segment);
+    shared.push_back({{memory}, units.size(), units.size() + own.size()});
+    memory += round_up(SharedInputs::size(shape, segment.count), 16);
+    units.insert(units.end(), own.begin(), own.end());
+  }
+  for (BackwardUnit& unit : units) {
+    unit.d_k = memory;
+    unit.d_v = memory + unit.end * dim;
+    memory += 2 * unit.end * dim;
+  }
+  const std::vector<Block> blocks = query_blocks(segments, kPanelColumns);
+  const auto of = [&](const Segment* segment) -> const BackwardSegment& {
+    return shared[static_cast<std::size_t>(segment - segments.data())];
+  };
+  const auto for_each_block = [&](const auto& body) {
+    compute.team.for_each(static_cast<std::int64_t>(blocks.size()), 1,
+                          [&](std::int64_t i, std::int64_t, int member) {
+                            const Block& block = blocks[static_cast<std::size_t>(i)];
+                            body(block, of(block.segment), member);
+                          });
+  };
+  for_each_block([&](const Block& block, const BackwardSegment& segment, int member) {
+    fill_inputs(compute, shape, block, g, segment.inputs, member);
+  });
+  const bool rounded = rounds_attention(compute);
+  compute.team.for_each(static_cast<std::int64_t>(units.size()), 1,
+                        [&](std::int64_t i, std::int64_t, int member) {
+                          const BackwardUnit& unit = units[static_cast<std::size_t>(i)];
+                          (rounded ? unit_backward_rounded : unit_backward)(
+                              compute, shape, unit, g, of(unit.segment).inputs, member);
+                        });
+  for_each_block([&](const Block& block, const BackwardSegment& segment, int) {
+    add_shares(compute, shape, block,
+               std::span(units).subspan(segment.first_unit, segment.end - segment.first_unit), g);
+  });
+}
+
+}  // namespace trimpot
