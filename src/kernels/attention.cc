@@ -6,11 +6,14 @@
 
 #include "base/round.h"
 #include "kernels/query_blocks.h"
+#include "kernels/rounded_panels.h"
 
 namespace trimpot {
 namespace {
 
-constexpr std::int64_t kForwardRows = 24;  // queries of one head that are scored together
+// Queries of one head that are scored together: whole blocks of the products of floats (12 rows)
+// and of those in bf16 (32).
+constexpr std::int64_t kFloatRows = 24, kRoundedRows = 32;
 
 // Queries that are scored together: `count` consecutive ones of one head, or a single one of
 // `heads` heads that share their keys.
@@ -24,12 +27,13 @@ struct Unit {
 constexpr std::int64_t kLongContext = 1024;
 
 bool is_long(const Segment& segment) {
-  return segment.count == 1 && segment.position + 1 > kLongContext;
+  return segment.count == 1 && !segment.cache->rounded() && segment.position + 1 > kLongContext;
 }
 
 std::vector<Unit> attention_units(const AttentionShape& shape, std::span<const Segment> segments) {
   std::vector<Unit> units;
-  const std::vector<Block> blocks = query_blocks(segments, kForwardRows);
+  const bool rounded = !segments.empty() && segments.front().cache->rounded();
+  const std::vector<Block> blocks = query_blocks(segments, rounded ? kRoundedRows : kFloatRows);
   // The last blocks see the most keys: first come, first served, the longest first.
   for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
     if (is_long(*block->segment)) continue;
@@ -105,8 +109,43 @@ void add_values(Compute& compute, const AttentionShape& shape, const KeyValues& 
   }
 }
 
+// attend() in bf16: queries, keys, weights and values are rounded, sums and the softmax are not.
+void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
+                    float* out, float* log_sum_exp, int member) {
+  const Kernels& k = compute.kernels;
+  const KeyValues& cache = *unit.segment->cache;
+  const std::int64_t width = shape.q_width(), dim = shape.head_dim;
+  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
+  const std::int64_t keys = unit.segment->position + unit.first + unit.count;
+  const std::int64_t padded = round_up(keys, kPanelColumns);
+  const std::int64_t rows = unit.count * unit.heads, stride = unit.heads > 1 ? dim : width;
+  const std::int64_t row = unit.segment->row + unit.first, at = row * width + unit.head * dim;
+  float* scores = compute.scratch(member, rows * (padded + even(dim) / 2 + 1));
+  float* sums = scores + rows * padded;
+  const RoundedView queries{reinterpret_cast<std::int16_t*>(sums + rows), even(dim)};
+  for (std::int64_t i = 0; i < rows; ++i)
+    k.round_row(q + at + i * stride, dim, queries.codes + i * queries.stride, nullptr);
+  multiply_panels(k, queries, rows, even(dim), cache.rounded_keys(shape, kv_head),
+                  even(dim) * kPanelColumns, padded, scores, padded);
+  const RoundedView weights{reinterpret_cast<std::int16_t*>(scores), 2 * padded};
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
+    float lse;
+    k.softmax(scores + i * padded, keys - unit.count + query + 1, padded, scale, &sums[i], &lse);
+    if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
+    k.round_row(scores + i * padded, padded, weights.codes + i * weights.stride, nullptr);
+  }
+  multiply_panels(k, weights, rows, even(keys), cache.rounded_values(shape, kv_head),
+                  cache.capacity() * kPanelColumns, dim, out + at, stride);
+  for (std::int64_t i = 0; i < rows; ++i)
+    k.scale(out + at + i * stride, dim, 1.0f / sums[i], out + at + i * stride);
+}
+
 void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
             float* out, float* log_sum_exp, int member) {
+  if (unit.segment->cache->rounded())
+    return attend_rounded(compute, shape, unit, q, out, log_sum_exp, member);
   const Segment& segment = *unit.segment;
   const KeyValues& cache = *segment.cache;
   const std::int64_t width = shape.q_width(), dim = shape.head_dim;

@@ -5,6 +5,7 @@
 #include "base/round.h"
 #include "kernels/linear.h"
 #include "kernels/query_blocks.h"
+#include "kernels/rounded_panels.h"
 
 namespace trimpot {
 namespace {
@@ -12,14 +13,6 @@ namespace {
 // Queries of one head that are scored together: whole blocks of the products of floats (12 rows)
 // and of those in bf16 (32).
 constexpr std::int64_t kFloatRows = 36, kRoundedRows = 32;
-constexpr std::int64_t kPanelColumns = 32;  // of multiply_rounded()
-
-std::int64_t even(std::int64_t count) { return count + count % 2; }
-
-// Where the kernels have bf16, all products but the scores, which are to be the forward's, are.
-bool rounds_attention(const Compute& compute) {
-  return rounds_gradients(compute) && compute.kernels.round_pairs != nullptr;
-}
 
 // Queries [begin, end) of one head of one segment. They see keys [0, end): their shares of d_k and
 // d_v are summed apart from those of the head's other queries.
@@ -93,7 +86,7 @@ void fill_inputs(Compute& compute, const AttentionShape& shape, const Block& key
   float* channels = compute.scratch(member, dim * kPanelColumns);  // [head_dim][32]
   for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
     const float* v = g.v + row * width + head * dim;
-    if (!rounds_attention(compute)) {
+    if (!rounds_inputs(compute)) {
       for (std::int64_t first = 0; first < keys.count; first += kKeyLanes) {
         float* lanes = to.value_lanes(shape, all, head) + (keys.first + first) * dim;
         const std::int64_t count = std::min(kKeyLanes, keys.count - first);
@@ -102,14 +95,12 @@ void fill_inputs(Compute& compute, const AttentionShape& shape, const Block& key
       }
       continue;
     }
-    compute.kernels.transpose(v, width, keys.count, dim, channels, kPanelColumns);
-    compute.kernels.round_pairs(channels, kPanelColumns, dim, static_cast<int>(keys.count),
-                                to.value_panels(shape, all, head) +
-                                    keys.first / kPanelColumns * SharedInputs::value_panel(shape));
-    std::int16_t* panel = to.key_panels(shape, all, head) + keys.first * kPanelColumns;
-    for (std::int64_t c = 0; c < dim; c += kPanelColumns, panel += SharedInputs::key_panel(all))
-      compute.kernels.round_pairs(g.k + row * width + head * dim + c, width, keys.count,
-                                  static_cast<int>(std::min(kPanelColumns, dim - c)), panel);
+    pack_channels(compute.kernels, v, width, keys.count, dim, channels,
+                  to.value_panels(shape, all, head) +
+                      keys.first / kPanelColumns * SharedInputs::value_panel(shape));
+    pack_keys(compute.kernels, g.k + row * width + head * dim, width, keys.count, dim,
+              to.key_panels(shape, all, head) + keys.first * kPanelColumns,
+              SharedInputs::key_panel(all));
   }
 }
 
@@ -137,20 +128,16 @@ void scores_backward(Compute& compute, const AttentionShape& shape, const Backwa
   }
 }
 
-// Calls body(rows) for the blocks of a unit's queries; p holds their products with the keys.
+// Calls body(rows) for the blocks of a unit's queries.
 template <typename Body>
-void for_each_rows(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
-                   const AttentionGradients& g, std::int64_t most, float* p, Body&& body) {
+void for_each_rows(const AttentionShape& shape, const BackwardUnit& unit,
+                   const AttentionGradients& g, std::int64_t most, std::int64_t lanes,
+                   Body&& body) {
   const std::int64_t width = shape.q_width(), dim = shape.head_dim;
-  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
   for (std::int64_t first = unit.begin; first < unit.end; first += most) {
     const std::int64_t count = std::min(most, unit.end - first), keys = first + count;
     const std::int64_t at = (unit.segment->row + first) * width + unit.head * dim;
-    const Rows rows{first,    count,        keys,      round_up(keys, kKeyLanes),
-                    g.q + at, g.d_out + at, g.d_q + at};
-    compute.kernels.multiply({rows.q, width, 1}, unit.segment->cache->key_panels(shape, kv_head),
-                             count, rows.padded, dim, p, rows.padded, false);
-    body(rows);
+    body(Rows{first, count, keys, round_up(keys, lanes), g.q + at, g.d_out + at, g.d_q + at});
   }
 }
 
@@ -168,8 +155,10 @@ void unit_backward(Compute& compute, const AttentionShape& shape, const Backward
   const Panels key_rows{g.k + segment.row * kv_width + kv_head * dim, Storage::kF32, 16, kv_width};
   std::memset(unit.d_k, 0, unit.end * dim * sizeof(float));
   std::memset(unit.d_v, 0, unit.end * dim * sizeof(float));
-  for_each_rows(compute, shape, unit, g, kFloatRows, p, [&](const Rows& rows) {
+  for_each_rows(shape, unit, g, kFloatRows, kKeyLanes, [&](const Rows& rows) {
     const std::int64_t count = rows.count, padded = rows.padded;
+    compute.kernels.multiply({rows.q, width, 1}, segment.cache->key_panels(shape, kv_head), count,
+                             padded, dim, p, padded, false);
     compute.kernels.multiply({rows.d_out, width, 1}, values, count, padded, dim, d_p, padded,
                              false);
     scores_backward(compute, shape, unit, g, rows, p, d_p);
@@ -187,23 +176,25 @@ struct RoundedScratch {
   RoundedScratch(Compute& compute, std::int64_t dim, std::int64_t keys, int member)
       : keys(round_up(keys, kPanelColumns)) {
     const std::int64_t floats = 2 * (kRoundedRows + dim) * this->keys;
-    const std::int64_t halves = kRoundedRows * (even(dim) + 2 * dim + this->keys + kPanelColumns);
+    const std::int64_t halves =
+        kRoundedRows * (2 * even(dim) + 2 * dim + this->keys + kPanelColumns);
     p = compute.scratch(member, static_cast<std::size_t>(floats + halves / 2));
     d_p = p + kRoundedRows * this->keys;
     d_k = d_p + kRoundedRows * this->keys;
     d_v = d_k + dim * this->keys;
-    d_out = reinterpret_cast<std::int16_t*>(d_v + dim * this->keys);
-    q_channels = d_out + kRoundedRows * even(dim);
+    q = {reinterpret_cast<std::int16_t*>(d_v + dim * this->keys), even(dim)};
+    d_out = {q.codes + kRoundedRows * even(dim), even(dim)};
+    q_channels = d_out.codes + kRoundedRows * even(dim);
     d_out_channels = q_channels + kRoundedRows * dim;
-    d_scores = d_out_channels + kRoundedRows * dim;
-    panel = d_scores + kRoundedRows * this->keys;
+    d_scores = {d_out_channels + kRoundedRows * dim, this->keys};
+    panel = d_scores.codes + kRoundedRows * this->keys;
   }
   std::int64_t keys;
   float *p, *d_p;                             // [32, keys]
   float *d_k, *d_v;                           // [head_dim, keys]
-  std::int16_t* d_out;                        // [32, head_dim]
+  RoundedView q, d_out;                       // [32, head_dim]
   std::int16_t *q_channels, *d_out_channels;  // [head_dim, 32]
-  std::int16_t* d_scores;                     // [32, keys]
+  RoundedView d_scores;                       // [32, keys]
   std::int16_t* panel;                        // of one product
 };
 
@@ -216,40 +207,35 @@ void unit_backward_rounded(Compute& compute, const AttentionShape& shape, const 
   const std::int64_t kv_head = unit.head / shape.heads_per_kv();
   const RoundedScratch at(compute, dim, unit.end, member);
   std::memset(at.d_k, 0, 2 * dim * at.keys * sizeof(float));
-  // Calls body(first key, keys, number of the panel) for each panel of keys.
-  const auto for_each_panel = [](std::int64_t keys, const auto& body) {
-    for (std::int64_t key = 0; key < keys; key += kPanelColumns)
-      body(key, static_cast<int>(std::min(kPanelColumns, keys - key)), key / kPanelColumns);
+  const auto round_rows = [&](const float* from, std::int64_t stride, std::int64_t count,
+                              std::int64_t columns, const RoundedView& to) {
+    for (std::int64_t i = 0; i < count; ++i)
+      k.round_row(from + i * stride, columns, to.codes + i * to.stride, nullptr);
   };
-  for_each_rows(compute, shape, unit, g, kRoundedRows, at.p, [&](const Rows& rows) {
+  for_each_rows(shape, unit, g, kRoundedRows, kPanelColumns, [&](const Rows& rows) {
     const std::int64_t count = rows.count, padded = rows.padded;
-    for (std::int64_t i = 0; i < count; ++i)
-      k.round_row(rows.d_out + i * width, dim, at.d_out + i * even(dim), nullptr);
-    const std::int16_t* values = inputs.value_panels(shape, all, kv_head);
-    for_each_panel(rows.keys, [&](std::int64_t key, int keys, std::int64_t panel) {
-      k.multiply_rounded({at.d_out, even(dim)}, values + panel * SharedInputs::value_panel(shape),
-                         nullptr, even(dim), 0, count, at.d_p + key, padded, keys, false);
-    });
-    for (std::int64_t i = 0; i < count; ++i)  // beyond the keys, which softmax_backward reads
-      std::fill(at.d_p + i * padded + rows.keys, at.d_p + (i + 1) * padded, 0.0f);
+    round_rows(rows.q, width, count, dim, at.q);
+    round_rows(rows.d_out, width, count, dim, at.d_out);
+    const auto score = [&](const RoundedView& of, const std::int16_t* panels, float* to) {
+      multiply_panels(k, of, count, even(dim), panels, SharedInputs::value_panel(shape), padded, to,
+                      padded);
+    };
+    score(at.q, unit.segment->cache->rounded_keys(shape, kv_head), at.p);
+    score(at.d_out, inputs.value_panels(shape, all, kv_head), at.d_p);
     scores_backward(compute, shape, unit, g, rows, at.p, at.d_p);
-
-    for (std::int64_t i = 0; i < count; ++i)
-      k.round_row(at.d_p + i * padded, rows.keys, at.d_scores + i * at.keys, nullptr);
-    const std::int16_t* key_panel = inputs.key_panels(shape, all, kv_head);
-    for (std::int64_t c = 0; c < dim; c += kPanelColumns, key_panel += SharedInputs::key_panel(all))
-      k.multiply_rounded({at.d_scores, at.keys}, key_panel, nullptr, even(rows.keys), 0, count,
-                         rows.d_q + c, width, static_cast<int>(std::min(kPanelColumns, dim - c)),
-                         false);
+    round_rows(at.d_p, padded, count, rows.keys, at.d_scores);
+    multiply_panels(k, at.d_scores, count, even(rows.keys), inputs.key_panels(shape, all, kv_head),
+                    SharedInputs::key_panel(all), dim, rows.d_q, width);
 
     k.round_columns(rows.q, width, count, dim, at.q_channels);
     k.round_columns(rows.d_out, width, count, dim, at.d_out_channels);
-    const auto add = [&](const std::int16_t* channels, const float* weights, float* to) {
-      for_each_panel(rows.keys, [&](std::int64_t key, int keys, std::int64_t) {
+    const auto add = [&](std::int16_t* channels, const float* weights, float* to) {
+      for (std::int64_t key = 0; key < rows.keys; key += kPanelColumns) {
+        const auto keys = static_cast<int>(std::min(kPanelColumns, rows.keys - key));
         k.round_pairs(weights + key, padded, count, keys, at.panel);
-        k.multiply_rounded({const_cast<std::int16_t*>(channels), kRoundedRows}, at.panel, nullptr,
-                           even(count), 0, dim, to + key, at.keys, keys, true);
-      });
+        k.multiply_rounded({channels, kRoundedRows}, at.panel, nullptr, even(count), 0, dim,
+                           to + key, at.keys, keys, true);
+      }
     };
     add(at.q_channels, at.d_p, at.d_k);
     add(at.d_out_channels, at.p, at.d_v);
@@ -320,7 +306,7 @@ void attention_backward(Compute& compute, const AttentionShape& shape,
   for_each_block([&](const Block& block, const BackwardSegment& segment, int member) {
     fill_inputs(compute, shape, block, g, segment.inputs, member);
   });
-  const bool rounded = rounds_attention(compute);
+  const bool rounded = rounds_inputs(compute);
   compute.team.for_each(static_cast<std::int64_t>(units.size()), 1,
                         [&](std::int64_t i, std::int64_t, int member) {
                           const BackwardUnit& unit = units[static_cast<std::size_t>(i)];

@@ -5,6 +5,8 @@
 
 #include "base/round.h"
 #include "kernels/attention.h"
+#include "kernels/linear.h"
+#include "kernels/rounded_panels.h"
 
 namespace trimpot {
 namespace {
@@ -62,8 +64,7 @@ MatrixView int8_matrix(std::int64_t rows, std::int64_t columns, std::int64_t til
 
 void KeyValues::allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity,
                          CacheType type, Arena* arena) {
-  const std::int64_t rounded =
-      round_up(capacity, type == CacheType::kInt8 ? kChunkColumns : kKeyLanes);
+  const std::int64_t rounded = round_up(capacity, kChunkColumns);  // = kPanelColumns
   if (rounded <= capacity_) return;
   capacity_ = rounded;
   type_ = type;
@@ -142,9 +143,47 @@ void KeyValues::store_int8(const AttentionShape& shape, std::int64_t position, c
   }
 }
 
+void KeyValues::store_rounded(Compute& compute, const AttentionShape& shape, std::int64_t position,
+                              std::int64_t count, float* k, float* v) {
+  const Kernels& kernels = compute.kernels;
+  const std::int64_t dim = shape.head_dim, width = shape.kv_width();
+  const std::int64_t key_panel = even(dim) * kPanelColumns, value_panel = capacity_ * kPanelColumns;
+  const std::int64_t value_panels = round_up(dim, kPanelColumns) / kPanelColumns;
+  keys_.reserve(shape.kv_heads * capacity_ * even(dim) * sizeof(std::int16_t));
+  values_.reserve(shape.kv_heads * value_panels * value_panel * sizeof(std::int16_t));
+  auto* keys = reinterpret_cast<std::int16_t*>(keys_.data());
+  auto* values = reinterpret_cast<std::int16_t*>(values_.data());
+  const auto round_to_f16 = [&](float* x, std::int64_t rows, f16* halves) {
+    for (float* end = x + rows * width; x != end; x += width) {
+      kernels.narrow_f16(x, width, halves);
+      kernels.widen_f16(halves, width, x);
+    }
+  };
+  compute.team.for_each(
+      count, kPanelColumns, [&](std::int64_t begin, std::int64_t stretch_end, int member) {
+        float* scratch = compute.scratch(member, std::max(width, dim * kPanelColumns));
+        for (; begin < stretch_end; begin += kPanelColumns) {
+          const std::int64_t rows = std::min(kPanelColumns, stretch_end - begin);
+          float* k_rows = k + begin * width;
+          float* v_rows = v + begin * width;
+          round_to_f16(k_rows, rows, reinterpret_cast<f16*>(scratch));
+          round_to_f16(v_rows, rows, reinterpret_cast<f16*>(scratch));
+          const std::int64_t at = position + begin;
+          for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
+            pack_channels(kernels, k_rows + head * dim, width, rows, dim, scratch,
+                          keys + (head * capacity_ + at) / kPanelColumns * key_panel);
+            pack_keys(kernels, v_rows + head * dim, width, rows, dim,
+                      values + head * value_panels * value_panel + at * kPanelColumns, value_panel);
+          }
+        }
+      });
+}
+
 void KeyValues::store(Compute& compute, const AttentionShape& shape, std::int64_t position,
                       std::int64_t count, float* k, float* v) {
   const std::int64_t width = shape.kv_width();
+  rounded_ = type_ == CacheType::kFloat && rounds_inputs(compute);
+  if (rounded_) return store_rounded(compute, shape, position, count, k, v);
   compute.team.for_each(count, 32, [&](std::int64_t begin, std::int64_t end, int member) {
     auto* half = reinterpret_cast<f16*>(compute.scratch(member, width));
     for (std::int64_t row = begin; row < end; ++row) {
@@ -199,6 +238,18 @@ MatrixView KeyValues::value_matrix(const AttentionShape& shape, std::int64_t kv_
   view.codes = values_.data() + kv_head * value_bytes(shape, capacity_);
   view.scales = ones_.data();
   return view;
+}
+
+const std::int16_t* KeyValues::rounded_keys(const AttentionShape& shape,
+                                            std::int64_t kv_head) const {
+  return reinterpret_cast<const std::int16_t*>(keys_.data()) +
+         kv_head * capacity_ * even(shape.head_dim);
+}
+
+const std::int16_t* KeyValues::rounded_values(const AttentionShape& shape,
+                                              std::int64_t kv_head) const {
+  return reinterpret_cast<const std::int16_t*>(values_.data()) +
+         kv_head * capacity_ * round_up(shape.head_dim, kPanelColumns);
 }
 
 Panels KeyValues::key_panels(const AttentionShape& shape, std::int64_t kv_head) const {

@@ -69,7 +69,8 @@ Work passes(const Compute& compute, const Model& model, double first, double tok
   Work work;
   for (std::size_t index = 0; index < model.linear_count(); ++index)
     add_forward(compute, model.linear(index), tokens, step, work);
-  work.f32_macs += attention_macs(model.config, first, tokens);
+  (step && step_rounds_inputs(compute) ? work.rounded_macs : work.f32_macs) +=
+      attention_macs(model.config, first, tokens);
   work.bytes = static_cast<double>(model.weight_bytes()) +
                2.0 * first * key_bytes(compute, model.config.attention, cache) *
                    static_cast<double>(model.config.attention.kv_width() * model.config.layers);
@@ -113,7 +114,7 @@ Work tuning_work(const Compute& compute, const Model& model, std::int64_t tokens
   add_rounded(compute, model.head_matrix(), rows, work);
   // The gradients of q, k, v and of the scores, with the scores once more; forward again.
   const double attention = attention_macs(model.config, 0.0, rows);
-  work.f32_macs += 5.0 / 2.0 * attention;
+  (step_rounds_inputs(compute) ? work.rounded_macs : work.f32_macs) += 5.0 / 2.0 * attention;
   if (compute.precision == Precision::kF32)
     work.f32_macs +=
         attention * static_cast<double>(recomputed) / static_cast<double>(model.linear_count());

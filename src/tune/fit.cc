@@ -149,7 +149,7 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
 // Keys and values of `rows` tokens.
 std::int64_t cache_bytes(const ModelConfig& c, const FitOptions& options, std::int64_t rows) {
   const std::int64_t number = options.precision == Precision::kF32 ? 4 : 2;
-  const std::int64_t keys = std::max(rows, round_up(options.max_seq_length, 16));
+  const std::int64_t keys = std::max(rows, round_up(options.max_seq_length, 32));
   return 2 * buffer(product({keys, c.attention.kv_width(), number}));
 }
 
@@ -163,7 +163,7 @@ void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
   // unpacked tiles, and a row of logits with a teacher.
   const bool rounds = options.precision == Precision::kDefault && kernels_are_tiled();
   const std::int64_t dim = c.attention.head_dim, block = rounds ? 48 + dim : 36;
-  const std::int64_t operands = rounds ? 16 * (3 * dim + 1 + kChunkColumns) : 0;
+  const std::int64_t operands = rounds ? 16 * (4 * dim + 2 + kChunkColumns) : 0;
   std::int64_t scratch = std::max<std::int64_t>(96 * kTileRows * kChunkColumns,
                                                 sum(product({2, block, keys}), operands));
   std::int64_t columns = std::max(shapes.embedding.columns, c.hidden);

@@ -65,9 +65,10 @@ TEST_F(WorkTest, Tuning) {
   const double products = 8 * (linears_ + head_ + (linears_ - down_) * (layers_ - 1) / layers_);
   const bool rounded = step_rounds_inputs(compute_);
   EXPECT_EQ(plain.int8_macs, rounded ? 0 : products);
+  const double attention = 7 * layers_ * 36 * q_;
   const double gradients = rounds_gradients(compute_)
-                               ? plain.rounded_macs - (rounded ? products : 0)
-                               : plain.f32_macs - 7 * layers_ * 36 * q_;
+                               ? plain.rounded_macs - (rounded ? products + attention : 0)
+                               : plain.f32_macs - attention;
   EXPECT_NEAR(gradients, 8 * (linears_ + head_), 1);
   sink.linears.resize(model_->linear_count());
   for (LinearSink& linear : sink.linears)
