@@ -11,7 +11,8 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-extern const Kernels kAmxParts;  // what it has of its own; the rest is AVX-512's
+// What AMX has of its own, in int8 and in bf16; the rest is AVX-512's.
+extern const Kernels kAmxParts, kAmxBf16Parts;
 #endif
 
 }  // namespace trimpot

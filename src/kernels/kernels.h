@@ -132,6 +132,11 @@ struct Kernels {
                            const float* panel_scales, std::int64_t rows, std::int64_t token_begin,
                            std::int64_t token_end, float* c, std::int64_t c_stride, int columns,
                            bool add);
+  // Of weak columns, and with bf16 alone: rows of two panels like that of the codes, behind each
+  // other, whose sum is the number: [pairs of columns][32 rows of w][2] and the same of what
+  // rounding leaves. An odd column's pair is 0.
+  void (*unpack_weak_rounded)(const MatrixView& w, std::int64_t tile_begin, std::int64_t tile_end,
+                              std::int16_t* panel);
   // The second operand of multiply_rounded() from rows of floats: their pairs, [pairs of
   // rows][32][2], of at most 32 columns. A row that is missing of a pair and columns that are
   // missing are 0. And the first one of it from columns: to [columns][32], with a number of each of

@@ -5,6 +5,7 @@
 
 #include "base/round.h"
 #include "kernels/low_rank.h"
+#include "kernels/rounded_panels.h"
 #include "kernels/split.h"
 
 namespace trimpot {
@@ -21,6 +22,14 @@ std::int64_t grain_for(const Compute& compute, std::int64_t count) {
 bool uses_int8(const Compute& compute, const Matrix& weight) {
   return compute.precision == Precision::kDefault && weight.quantized();
 }
+
+struct Range {
+  std::int64_t begin, end;
+  Range within(std::int64_t least, std::int64_t most) const {
+    return {std::max(begin, least), std::min(end, most)};
+  }
+  bool empty() const { return begin >= end; }
+};
 
 // Tiles [2 from, 2 to) of a matrix in floats. Codes are unpacked two tiles at a time.
 void linear_pairs_f32(Compute& compute, const MatrixView& w, const float* x, std::int64_t stride,
@@ -50,27 +59,32 @@ void linear_pairs_f32(Compute& compute, const MatrixView& w, const float* x, std
   }
 }
 
-// The same in the rounded form; codes are unpacked for 512 columns of two tiles at a time, 32 KiB.
-void linear_pairs_rounded(Compute& compute, const MatrixView& w, const RoundedView& x,
-                          std::int64_t begin, std::int64_t token_end, std::int64_t from,
-                          std::int64_t to, float* y, bool add, int member) {
+// The same in the rounded form, with weak columns if not null, which x has twice behind the others
+// (Activations::Form). Codes are unpacked for 512 columns of two tiles at a time, 32 KiB.
+void linear_pairs_rounded(Compute& compute, const MatrixView& w, const MatrixView* weak,
+                          const RoundedView& x, Range tokens, Range pairs, float* y, bool add,
+                          int member) {
   constexpr std::int64_t kChunks = 16, kWidth = 2 * kTileRows;
+  const std::int64_t weak_columns = weak != nullptr ? 2 * even(weak->columns) : 0;
   auto* panel = reinterpret_cast<std::int16_t*>(
-      compute.scratch(member, kChunks * kChunkColumns * kWidth / 2));
-  for (std::int64_t pair = from; pair < to; ++pair) {
-    const std::int64_t tile = 2 * pair, row = tile * kTileRows;
+      compute.scratch(member, (kChunks * kChunkColumns + weak_columns) * kWidth / 2));
+  for (std::int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+    const std::int64_t tile = 2 * pair, tile_end = std::min(tile + 2, w.tiles);
+    const std::int64_t row = tile * kTileRows;
     const int rows = static_cast<int>(std::min(kWidth, w.rows - row));
     for (std::int64_t chunk = 0; chunk < w.chunks; chunk += kChunks) {
       const std::int64_t chunk_end = std::min(w.chunks, chunk + kChunks);
       const std::int64_t column = chunk * kChunkColumns;
-      const std::int64_t columns = std::min(w.columns, chunk_end * kChunkColumns) - column;
-      compute.kernels.unpack_rows_rounded(w, chunk, chunk_end, tile, std::min(tile + 2, w.tiles),
-                                          panel);
+      std::int64_t columns = even(std::min(w.columns, chunk_end * kChunkColumns) - column);
+      compute.kernels.unpack_rows_rounded(w, chunk, chunk_end, tile, tile_end, panel);
+      if (weak != nullptr && chunk_end == w.chunks) {
+        compute.kernels.unpack_weak_rounded(*weak, tile, tile_end, panel + columns * kWidth);
+        columns += weak_columns;
+      }
       RoundedView block = x;
       block.codes += column;
-      // Rows of x are padded with zeros to whole pairs.
-      compute.kernels.multiply_rounded(block, panel, nullptr, columns + columns % 2, begin,
-                                       token_end, y + row, w.rows, rows, add || chunk > 0);
+      compute.kernels.multiply_rounded(block, panel, nullptr, columns, tokens.begin, tokens.end,
+                                       y + row, w.rows, rows, add || chunk > 0);
     }
   }
 }
@@ -88,8 +102,9 @@ struct Plan {
   bool int8 = false, rounded = false;
   LinearInput x;
   std::vector<Stretch> stretches;
-  std::vector<GroupArrays> of_token;  // where some stretch is mixed
-  std::optional<WeakPart> beside;     // weak columns that the codes' kernel takes along
+  std::vector<GroupArrays> of_token;     // where some stretch is mixed
+  std::optional<WeakPart> beside;        // weak columns that the codes' kernel takes along
+  const Matrix* rounded_weak = nullptr;  // those that linear_pairs_rounded() does
 };
 
 // From this many rows on, numbers that are loaded once for all of them outweigh a pass of their own
@@ -133,6 +148,12 @@ void plan_codes(const LinearOutput& output, std::int64_t tokens, Plan& plan) {
   }
 }
 
+// Whether the weak columns are the input's last ones, right behind the others.
+bool weak_follows(const LinearView& linear) {
+  return linear.weak != nullptr && linear.weak_columns == nullptr &&
+         linear.weight_columns == nullptr && linear.weak->view().storage != Storage::kBF16;
+}
+
 bool same_weak(const LinearView& a, const LinearView& b) {
   return a.weak == b.weak && a.weak_columns == b.weak_columns;
 }
@@ -172,16 +193,9 @@ Plan make_plan(const Compute& compute, const LinearOutput& output, const Activat
   plan.x = activations.input(output.linear);
   plan_codes(output, tokens, plan);
   plan.beside = weak_beside_codes(output, plan, activations, tokens);
+  if (plan.rounded && weak_follows(output.linear)) plan.rounded_weak = output.linear.weak;
   return plan;
 }
-
-struct Range {
-  std::int64_t begin, end;
-  Range within(std::int64_t least, std::int64_t most) const {
-    return {std::max(begin, least), std::min(end, most)};
-  }
-  bool empty() const { return begin >= end; }
-};
 
 // These tokens and pairs of tiles of one layer: codes, then weak columns.
 void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan,
@@ -194,8 +208,8 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan
     const Range own = tokens.within(stretch.begin, stretch.end);
     if (own.empty()) continue;
     if (plan.rounded) {
-      linear_pairs_rounded(compute, w, x.rounded, own.begin, own.end, pairs.begin, pairs.end,
-                           output.y, add, member);
+      linear_pairs_rounded(compute, w, plan.rounded_weak ? &plan.rounded_weak->view() : nullptr,
+                           x.rounded, own, pairs, output.y, add, member);
       continue;
     }
     if (!plan.int8) {
@@ -209,7 +223,8 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan
                                   stretch.mixed ? plan.of_token.data() : nullptr,
                                   plan.beside ? &*plan.beside : nullptr, output.y, rows, add);
   }
-  if (plan.beside || (output.linear.weak == nullptr && output.runs.empty())) return;
+  if (plan.beside || plan.rounded_weak != nullptr) return;
+  if (output.linear.weak == nullptr && output.runs.empty()) return;
   for_each_run(output, all_tokens, same_weak,
                [&](const LinearView& view, std::int64_t begin, std::int64_t end) {
                  const Range own = tokens.within(begin, end);
@@ -296,6 +311,7 @@ Activations::Form& Activations::form_of(const std::vector<std::int32_t>* columns
   form.columns = columns;
   form.count = count;
   form.wants_int8 = form.wants_rounded = false;
+  form.weak = 0;
   return form;
 }
 
@@ -309,13 +325,19 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
     stride = form.count;
   }
   if (form.wants_rounded) {
-    const std::int64_t row = form.count + form.count % 2;
+    const std::int64_t weak = even(form.weak), row = even(form.count) + 2 * weak;
     form.tiles_or_halves.reserve(tokens * row * sizeof(std::int16_t));
     form.rounded = {reinterpret_cast<std::int16_t*>(form.tiles_or_halves.data()), row};
     compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t token = begin; token < end; ++token)
-        compute.kernels.round_row(from + token * stride, form.count,
-                                  form.rounded.codes + token * row, nullptr);
+      for (std::int64_t token = begin; token < end; ++token) {
+        const float* x = from + token * stride;
+        std::int16_t* to = form.rounded.codes + token * row;
+        compute.kernels.round_row(x, form.count, to, nullptr);
+        if (weak == 0) continue;
+        std::int16_t* twice = to + even(form.count);
+        compute.kernels.round_row(x + form.count, form.weak, twice, nullptr);
+        std::copy_n(twice, weak, twice + weak);
+      }
     });
   }
   if (!form.wants_int8) return;
@@ -336,6 +358,7 @@ void Activations::note(const Compute& compute, const LinearView& reader, bool mu
   const bool rounded = multiplied && rounds_inputs(compute);
   if (uses_int8(compute, *reader.weight)) {
     form.wants_rounded |= rounded;
+    if (weak_follows(reader)) form.weak = reader.weak->columns();
     form.wants_int8 |= (multiplied && !rounded) || compute.wants_int8;
   }
   if (reader.weak != nullptr && reader.weak_columns != nullptr)

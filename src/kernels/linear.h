@@ -63,11 +63,12 @@ class Activations {
     const std::vector<std::int32_t>* columns = nullptr;
     std::int64_t count = 0;
     bool wants_int8 = false, wants_rounded = false;
+    std::int64_t weak = 0;  // columns behind them that readers multiply apart
     AlignedBuffer<float> gathered;
     AlignedBuffer<Int8Block> blocks;
     AlignedBuffer<std::uint8_t> tiles_or_halves;  // never both at a time
     Int8View int8;
-    RoundedView rounded;
+    RoundedView rounded;  // [tokens]: the columns, then twice the weak ones, each an even count
   };
   void note(const Compute& compute, const LinearView& reader, bool multiplied);
   Form& form_of(const std::vector<std::int32_t>* columns, std::int64_t count);

@@ -30,7 +30,9 @@ void add_output(const Compute& compute, const Matrix& matrix, double tokens, boo
 void add_forward(const Compute& compute, const Linear& linear, double tokens, bool step,
                  Work& work) {
   add_output(compute, linear.weight, tokens, step, work);
-  work.f32_macs += size_of(linear.weak) * tokens;
+  const bool follows = linear.weight_columns == nullptr && linear.weak_columns == nullptr;
+  const bool rounded = step && step_rounds_inputs(compute) && follows;
+  (rounded ? work.rounded_macs : work.f32_macs) += size_of(linear.weak) * tokens;
   if (linear.low_rank)
     work.f32_macs += (size_of(linear.low_rank->a) + size_of(linear.low_rank->b)) * tokens;
 }
@@ -104,10 +106,16 @@ Work tuning_work(const Compute& compute, const Model& model, std::int64_t tokens
   Work work = passes(compute, model, 0.0, rows, CacheType::kFloat, step);
   add_output(compute, model.head_matrix(), rows, step, work);
   if (!step) return work;
-  // The last layer is not recomputed, attention on the f32 path alone (TrainingPass::recompute).
+  // TrainingPass::recompute(): the last layer is not, on the f32 path the others are but for
+  // down_proj; on the default path keys, values and, where it is worth its memory, queries are
+  // kept.
   const std::size_t recomputed = model.linear_count() - kLinearKinds.size();
+  const auto again = [&](std::size_t kind) {
+    if (compute.precision == Precision::kF32) return kind != kDown;
+    return kind == kO || kind == kGate || kind == kUp;
+  };
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
-    if (index < recomputed && index % kLinearKinds.size() != kDown)
+    if (index < recomputed && again(index % kLinearKinds.size()))
       add_forward(compute, model.linear(index), rows, step, work);
     add_backward(compute, model.linear(index), sink->of(index), rows, work);
   }

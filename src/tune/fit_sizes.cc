@@ -133,7 +133,8 @@ std::int64_t form_bytes(const Form& form, std::int64_t rows, bool tiled) {
   if (form.rounded == 0) return bytes;
   const std::int64_t blocks = divide_up(form.rounded, kChunkColumns);
   bytes = sum(bytes, buffer(product({rows, blocks, kChunkColumns})));
-  if (tiled) bytes = sum(bytes, buffer(product({rows, form.rounded + form.rounded % 2, 2})));
+  const std::int64_t halves = round_up(form.rounded, 2) + 2 * round_up(form.weak, 2);
+  if (tiled) bytes = sum(bytes, buffer(product({rows, halves, 2})));
   return sum(bytes, 3 * buffer(product({rows, blocks, 4})));
 }
 
@@ -165,12 +166,15 @@ void add_forms(const std::vector<RunLinear>& linears, std::size_t first, std::si
     if (linear.weight_gathered) form.gathered = linear.codes_columns;
     if (precision == Precision::kDefault && linear.matrix.quantized())
       form.rounded = linear.codes_columns;
+    if (linear.matrix.weak > 0 && !linear.weight_gathered && !linear.weak_gathered)
+      form.weak = linear.matrix.weak;
     if (linear.weak_gathered) form_of(order, linear.matrix.weak).gathered = linear.matrix.weak;
   }
   if (kept.size() < wanted.size()) kept.resize(wanted.size());
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     kept[i].gathered = std::max(kept[i].gathered, wanted[i].form.gathered);
     kept[i].rounded = std::max(kept[i].rounded, wanted[i].form.rounded);
+    kept[i].weak = std::max(kept[i].weak, wanted[i].form.weak);
   }
 }
 

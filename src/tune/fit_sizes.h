@@ -57,7 +57,7 @@ std::int64_t tokenizer_bytes(const Shapes& shapes);
 // One form of a layer input (Activations::Form): columns that are gathered, and columns that are
 // rounded to int8 with scale, sum and scaled sum per 32 columns.
 struct Form {
-  std::int64_t gathered = 0, rounded = 0;
+  std::int64_t gathered = 0, rounded = 0, weak = 0;
 };
 std::int64_t form_bytes(const Form& form, std::int64_t rows, bool tiled);
 // LayerActivations and RopeTable; `tiled`: as kernels of tiles have them (Activations::Form).

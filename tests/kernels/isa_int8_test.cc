@@ -484,5 +484,35 @@ TEST_P(IsaInt8, Unpack) {
     }
 }
 
+// Two terms of 8 bits each: all 11 of an f16, all but 2^-17 of an f32. Catches: columns paired with
+// the wrong ones, an odd column's pair that is not 0.
+TEST_P(IsaInt8, UnpackWeak) {
+  const Kernels& kernels = *GetParam();
+  if (kernels.unpack_weak_rounded == nullptr) GTEST_SKIP() << "no products of bf16";
+  for (const ElementType type : {ElementType::kF16, ElementType::kF32})
+    for (const auto& [rows, columns] : {Shape{7, 1}, Shape{40, 5}, Shape{33, 16}}) {
+      const Matrix matrix = random_matrix(type, rows, columns, 9);
+      const MatrixView& w = matrix.view();
+      std::vector<float> want(static_cast<std::size_t>(rows * columns));
+      for (std::int64_t n = 0; n < rows; ++n) matrix.dequantize_row(n, want.data() + n * columns);
+      const std::int64_t padded = columns + columns % 2;
+      for (std::int64_t tile = 0; tile < w.tiles; tile += 2) {
+        std::vector<std::int16_t> panel(static_cast<std::size_t>(2 * padded * 32));
+        kernels.unpack_weak_rounded(w, tile, std::min(tile + 2, w.tiles), panel.data());
+        for (std::int64_t n = tile * 16; n < std::min(tile * 16 + 32, rows); ++n)
+          for (std::int64_t j = 0; j < padded; ++j) {
+            const auto at = static_cast<std::size_t>((j / 2 * 32 + n - tile * 16) * 2 + j % 2);
+            const auto value = [&](std::size_t i) {
+              return bf16_to_f32(static_cast<bf16>(panel[i]));
+            };
+            const float whole = j < columns ? want[static_cast<std::size_t>(n * columns + j)] : 0;
+            const float sum = value(at) + value(at + static_cast<std::size_t>(padded * 32));
+            const float left = type == ElementType::kF16 ? 0.0f : std::fabs(whole) * 0x1p-17f;
+            ASSERT_NEAR(sum, whole, left) << n << ' ' << j;
+          }
+      }
+    }
+}
+
 }  // namespace
 }  // namespace trimpot

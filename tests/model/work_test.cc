@@ -27,12 +27,13 @@ class WorkTest : public testing::Test {
     down_ = layers_ * h * f;
     linears_ = layers_ * (h * q + 2 * h * kv + q * h + 2 * h * f) + down_;
     head_ = static_cast<double>(c.vocabulary) * h;
+    h_ = h;
     q_ = q;
     kv_ = kv;
   }
   TempFolder folder_;
   std::unique_ptr<Model> model_;
-  double layers_, down_, linears_, head_, q_, kv_;
+  double layers_, down_, linears_, head_, h_, q_, kv_;
   Compute compute_{*usable_kernels().front(), Precision::kDefault, 1};
   Compute f32_{*usable_kernels().front(), Precision::kF32, 1};
 };
@@ -61,8 +62,9 @@ TEST_F(WorkTest, Tuning) {
   EXPECT_EQ(forward.int8_macs, 8 * (linears_ + head_));
   GradientSink sink;
   const Work plain = tuning_work(compute_, *model_, 8, &sink);
-  // All layers but the last are computed again, without down_proj and attention.
-  const double products = 8 * (linears_ + head_ + (linears_ - down_) * (layers_ - 1) / layers_);
+  // o_proj, gate_proj and up_proj of all layers but the last are computed again.
+  const double again = (layers_ - 1) / layers_ * (linears_ - down_ - layers_ * h_ * (q_ + 2 * kv_));
+  const double products = 8 * (linears_ + head_ + again);
   const bool rounded = step_rounds_inputs(compute_);
   EXPECT_EQ(plain.int8_macs, rounded ? 0 : products);
   const double attention = 7 * layers_ * 36 * q_;

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "kernels/kernels.h"
 #include "support/toy_model.h"
 #include "tune/methods.h"
 #include "tune/own_files.h"
@@ -166,8 +167,12 @@ TEST_F(Fit, GatheredInputs) {
   }
   // Robust and weak columns of four inputs: q, k, v share one order, and so do gate and up.
   const std::size_t copies = 512 * (3 * (59 + 5) + 91 + 5) * 4;
+  // Weak columns that come last are rounded beside the others, for both of their weights' terms.
+  const auto kernels = select_kernels();
+  ASSERT_TRUE(kernels) << kernels.error().message;
+  const std::size_t beside = (*kernels)->tiled ? 512 * 4 * 2 * 6 * 2 : 0;
   EXPECT_NEAR(static_cast<double>(forward(own_file(dense_toy(), scattered))),
-              static_cast<double>(forward(last) + copies), 8 * 4096);
+              static_cast<double>(forward(last) - beside + copies), 8 * 4096);
 }
 
 // The parts that only some runs have.

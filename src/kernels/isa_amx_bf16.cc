@@ -1,0 +1,216 @@
+// AMX: products of bf16, for a step of tuning. Sums are floats that stay in their tiles.
+#include "kernels/impl/codes.h"
+#include "kernels/isa.h"
+#include "kernels/simd/avx512.h"
+#include "kernels/simd/tiles.h"
+
+namespace trimpot {
+namespace {
+
+using S = Avx512;
+using F = S::F;
+
+// The first 16 of `count` numbers, 0 where there are fewer.
+F load_some(const float* from, std::int64_t count) {
+  if (count >= 16) return S::load(from);
+  return count > 0 ? S::load_first(from, static_cast<int>(count)) : S::zero();
+}
+
+void round_row(const float* from, std::int64_t count, std::int16_t* to, float*) {
+  // Writing at k / 2 never overtakes reading at k: a row can shrink in place.
+  for (std::int64_t k = 0; k < count; k += 16) {
+    const std::int64_t left = count - k, padded = left + left % 2;
+    const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(load_some(from + k, left)));
+    _mm256_mask_storeu_epi16(to + k, S::first(padded < 16 ? static_cast<int>(padded) : 16), bits);
+  }
+}
+
+// Lanes of a column are rows, two of which become one 32-bit number: a transposition of 16 columns
+// and their second half gives the pairs of rows.
+void unpack_columns_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
+                         std::int64_t tile_end, std::int16_t* panel, float*) {
+  constexpr int kHalf = kChunkColumns / 2, kPairs = kTileRows / 2;
+  for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    F values[kChunkColumns], pairs[kHalf];
+    impl::unpack_chunk<S>(w, tile, chunk, false, values);
+    for (int k = 0; k < kHalf; ++k)
+      pairs[k] = reinterpret_cast<F>(_mm512_cvtne2ps_pbh(values[k + kHalf], values[k]));
+    S::transpose(pairs);
+    for (int pair = 0; pair < kPairs; ++pair, panel += 2 * kChunkColumns) {
+      _mm512_storeu_ps(panel, pairs[pair]);
+      _mm512_storeu_ps(panel + kChunkColumns, pairs[kPairs + pair]);
+    }
+  }
+}
+
+// Lane by lane the bf16 of two numbers, the first one below.
+[[gnu::always_inline]] inline __m512i interleave_bf16(F low, F high) {
+  alignas(64) static constexpr std::int16_t kOrder[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder),
+                                  reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+
+// Lanes are rows already: two columns of one become its pair.
+void unpack_rows_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t chunk_end,
+                      std::int64_t tile_begin, std::int64_t tile_end, std::int16_t* panel) {
+  for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    std::int16_t* to = panel + (tile - tile_begin) * 2 * kTileRows;
+    for (std::int64_t at = chunk; at < chunk_end; ++at) {
+      F values[kChunkColumns];
+      impl::unpack_chunk<S>(w, tile, at, false, values);
+      for (int k = 0; k < kChunkColumns; k += 2, to += 4 * kTileRows)
+        _mm512_storeu_si512(to, interleave_bf16(values[k], values[k + 1]));
+    }
+  }
+}
+
+// w as the sum of two bf16, which have the 11 bits of an f16 (16 of an f32's 24).
+void unpack_weak_bf16(const MatrixView& w, std::int64_t tile_begin, std::int64_t tile_end,
+                      std::int16_t* panel) {
+  const __m512i high_half = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  std::int16_t* rest = panel + (w.columns + 1) / 2 * 2 * kChunkColumns;
+  const auto load = [&](std::int64_t tile, std::int64_t column) {
+    const std::int64_t at = (tile * w.columns + column) * kTileRows;
+    return w.storage == Storage::kF32 ? S::load(static_cast<const float*>(w.dense) + at)
+                                      : S::load(static_cast<const f16*>(w.dense) + at);
+  };
+  for (std::int64_t tile = tile_begin; tile < tile_end; ++tile)
+    for (std::int64_t column = 0; column < w.columns; column += 2) {
+      const F low = load(tile, column);
+      const F high = column + 1 < w.columns ? load(tile, column + 1) : S::zero();
+      const __m512i both = interleave_bf16(low, high);
+      const F low_rest = S::sub(low, reinterpret_cast<F>(_mm512_slli_epi32(both, 16)));
+      const F high_rest = S::sub(high, reinterpret_cast<F>(_mm512_and_si512(both, high_half)));
+      const std::int64_t at = column * kChunkColumns + (tile - tile_begin) * 2 * kTileRows;
+      _mm512_storeu_si512(panel + at, both);
+      _mm512_storeu_si512(rest + at, interleave_bf16(low_rest, high_rest));
+    }
+}
+
+void round_pairs(const float* rows, std::int64_t stride, std::int64_t count, int columns,
+                 std::int16_t* panel) {
+  for (std::int64_t row = 0; row < count; row += 2, panel += 2 * kChunkColumns)
+    for (int column = 0; column < kChunkColumns; column += 16) {
+      const float* from = rows + row * stride + column;
+      const F even = load_some(from, columns - column);
+      const F odd = row + 1 < count ? load_some(from + stride, columns - column) : S::zero();
+      _mm512_storeu_si512(panel + 2 * column, interleave_bf16(even, odd));
+    }
+}
+
+void round_columns(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t columns,
+                   std::int16_t* to) {
+  for (std::int64_t column = 0; column < columns; column += 16) {
+    const std::int64_t width = columns - column < 16 ? columns - column : 16;
+    F block[2][16];
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 16; ++i) {
+        const std::int64_t row = 16 * half + i;
+        block[half][i] = row < count ? load_some(rows + row * stride + column, width) : S::zero();
+      }
+      S::transpose(block[half]);
+    }
+    for (std::int64_t j = 0; j < width; ++j)
+      _mm512_storeu_ps(to + (column + j) * 32,
+                       reinterpret_cast<F>(_mm512_cvtne2ps_pbh(block[1][j], block[0][j])));
+  }
+}
+
+// Up to 32 tokens x 32 columns in four tiles, summed over all rows before they leave them.
+constexpr int kGradient = 4, kPanel = 6;  // tiles; sums are 2 * tokens' tile + columns' half
+constexpr std::int64_t kDepth = 32;       // rows of a product
+
+struct GradientShape {
+  std::int64_t tokens, rows, columns;  // at most 32 each
+};
+tiles::Shapes bf16_shapes(const GradientShape& of) {
+  tiles::Shapes shapes;
+  for (int i = 0; i < 2; ++i) {
+    const std::int64_t tokens = of.tokens - 16 * i < 16 ? of.tokens - 16 * i : 16;
+    const std::int64_t columns = of.columns - 16 * i < 16 ? of.columns - 16 * i : 16;
+    if (tokens > 0) shapes.set(kGradient + i, tokens, 2 * of.rows);
+    if (columns > 0) shapes.set(kPanel + i, of.rows / 2, 4 * columns);
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t width = of.columns - 16 * half < 16 ? of.columns - 16 * half : 16;
+      if (tokens > 0 && width > 0) shapes.set(2 * i + half, tokens, 4 * width);
+    }
+  }
+  return shapes;
+}
+
+// kTokens, kHalves: tiles of 16 tokens and of 16 columns.
+template <int kTokenTiles, int kHalves>
+void multiply_bf16_block(const std::int16_t* dy, std::int64_t stride, const std::int16_t* panel,
+                         std::int64_t rows, std::int64_t depth, float* c, std::int64_t c_stride,
+                         bool add) {
+  const auto each = [&](const auto& of_tile) __attribute__((always_inline)) {
+    of_tile.template operator()<0, 0>();
+    if constexpr (kHalves > 1) of_tile.template operator()<0, 1>();
+    if constexpr (kTokenTiles > 1) of_tile.template operator()<1, 0>();
+    if constexpr (kTokenTiles > 1 && kHalves > 1) of_tile.template operator()<1, 1>();
+  };
+  const auto at = [&](int t, int half) { return c + 16 * (t * c_stride + half); };
+  each([&]<int kT, int kHalf>() __attribute__((always_inline)) {
+    if (add)
+      tiles::load<2 * kT + kHalf>(at(kT, kHalf), 4 * c_stride);
+    else
+      tiles::zero<2 * kT + kHalf>();
+  });
+  for (std::int64_t row = 0; row < rows; row += depth, panel += 32 * depth) {
+    tiles::load<kPanel>(panel, 128);
+    if constexpr (kHalves > 1) tiles::load<kPanel + 1>(panel + 32, 128);
+    tiles::load<kGradient>(dy + row, 2 * stride);
+    if constexpr (kTokenTiles > 1) tiles::load<kGradient + 1>(dy + row + 16 * stride, 2 * stride);
+    each([&]<int kT, int kHalf>() __attribute__((always_inline)) {
+      tiles::dot_bf16<2 * kT + kHalf, kGradient + kT, kPanel + kHalf>();
+    });
+  }
+  each([&]<int kT, int kHalf>() __attribute__((always_inline)) {
+    tiles::store<2 * kT + kHalf>(at(kT, kHalf), 4 * c_stride);
+  });
+}
+
+void multiply_bf16(const RoundedView& dy, const std::int16_t* panel, const float*,
+                   std::int64_t rows, std::int64_t token_begin, std::int64_t token_end, float* c,
+                   std::int64_t c_stride, int columns, bool add) {
+  const auto part = [&](std::int64_t first, std::int64_t count, std::int64_t depth, bool add_part) {
+    GradientShape shape{0, depth, columns};
+    for (std::int64_t token = token_begin; token < token_end; token += 32) {
+      const std::int64_t tokens = token_end - token < 32 ? token_end - token : 32;
+      if (tokens != shape.tokens) {
+        shape.tokens = tokens;
+        tiles::configure(bf16_shapes(shape));
+      }
+      const auto multiply =
+          tokens > 16 ? (columns > 16 ? multiply_bf16_block<2, 2> : multiply_bf16_block<2, 1>)
+                      : (columns > 16 ? multiply_bf16_block<1, 2> : multiply_bf16_block<1, 1>);
+      multiply(dy.codes + token * dy.stride + first, dy.stride, panel + 32 * first, count, depth,
+               c + token * c_stride, c_stride, add_part);
+    }
+  };
+  const std::int64_t whole = rows / kDepth * kDepth;
+  if (whole > 0) part(0, whole, kDepth, add);
+  if (whole < rows) part(whole, rows - whole, rows - whole, add || whole > 0);
+  tiles::release();
+}
+
+constexpr Kernels make_parts() {
+  Kernels k{};
+  k.rounded = "bf16";
+  k.round_row = round_row;
+  k.unpack_columns_rounded = unpack_columns_bf16;
+  k.unpack_rows_rounded = unpack_rows_bf16;
+  k.unpack_weak_rounded = unpack_weak_bf16;
+  k.multiply_rounded = multiply_bf16;
+  k.round_pairs = round_pairs;
+  k.round_columns = round_columns;
+  return k;
+}
+
+}  // namespace
+
+constinit const Kernels kAmxBf16Parts = make_parts();
+
+}  // namespace trimpot
