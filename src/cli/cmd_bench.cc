@@ -142,7 +142,7 @@ Status report(const BenchOptions& options, Engine& engine, const char* what, std
       "{:.0f} % of this machine's limit ({})\n"
       "{} tokens, median of {} rounds, {} kernels, {} thread{}, {} peak memory\n",
       what, count / timing.median, count / timing.most, count / timing.least,
-      forward != nullptr ? fmt::format(", {:.0f} ms a step of {}, {:.0f} of them forward",
+      forward != nullptr ? fmt::format(", {:.0f} ms a step of {}, {:.0f} ms the loss alone",
                                        timing.median * 1e3, options.method, forward->median * 1e3)
                          : "",
       fraction * 100,
