@@ -154,8 +154,10 @@ void scale_gradients(Compute& compute, const Matrix& weight, const LinearInput& 
 void weak_gradient(Compute& compute, const float* dy, std::int64_t rows, const LinearInput& x,
                    std::int64_t columns, std::int64_t tokens, float* d_weak) {
   float* dense = compute.shared(Compute::kReordered, tokens * columns);
-  for (std::int64_t token = 0; token < tokens; ++token)
-    std::copy_n(x.weak + token * x.weak_stride, columns, dense + token * columns);
+  compute.team.for_each(tokens, 64, [&](std::int64_t token, std::int64_t end, int) {
+    for (; token < end; ++token)
+      std::copy_n(x.weak + token * x.weak_stride, columns, dense + token * columns);
+  });
   dense_gradient(compute, dy, rows, dense, columns, columns, tokens, d_weak);
 }
 

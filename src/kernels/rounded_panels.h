@@ -5,13 +5,14 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/round.h"
 #include "kernels/kernels.h"
 
 namespace trimpot {
 
 constexpr std::int64_t kPanelColumns = 32;
 
-constexpr std::int64_t even(std::int64_t count) { return count + count % 2; }
+constexpr std::int64_t even(std::int64_t count) { return round_up(count, 2); }
 
 // For sums over channels: a panel [head_dim / 2][32 keys][2] of at most 32 rows. `channels` has
 // room for [head_dim, 32].

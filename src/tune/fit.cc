@@ -162,7 +162,9 @@ void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
   // scores and, in bf16, its sums and their operands, linear_backward's panel, on the f32 path
   // unpacked tiles, and a row of logits with a teacher.
   const bool rounds = options.precision == Precision::kDefault && kernels_are_tiled();
-  const std::int64_t dim = c.attention.head_dim, block = rounds ? 48 + dim : 36;
+  // Floats of two blocks and, in bf16, of d_k and d_v, for each key; the scores' gradients in
+  // halves are 16 more.
+  const std::int64_t dim = c.attention.head_dim, block = rounds ? 32 + 8 + dim : 36;
   const std::int64_t operands = rounds ? 16 * (4 * dim + 2 + kChunkColumns) : 0;
   std::int64_t scratch = std::max<std::int64_t>(96 * kTileRows * kChunkColumns,
                                                 sum(product({2, block, keys}), operands));

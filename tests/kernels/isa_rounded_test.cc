@@ -1,0 +1,204 @@
+// Numbers rounded to 16 bits, whole ones or bf16, and their products.
+#include <gtest/gtest.h>
+
+#include "kernels/kernels.h"
+#include "support/compare.h"
+#include "support/random.h"
+
+namespace trimpot {
+namespace {
+
+using Floats = std::vector<float>;
+
+class IsaRounded : public testing::TestWithParam<const Kernels*> {};
+INSTANTIATE_TEST_SUITE_P(Isas, IsaRounded, testing::ValuesIn(usable_kernels()),
+                         [](const auto& info) { return std::string(info.param->name); });
+
+// Catches: a sum that overflows, a block with another's scale, rows beyond the last pair, columns
+// that are stored but not wanted. Sums of a block are exact; one as a float, the product of scales
+// and the addition are rounded.
+TEST_P(IsaRounded, MultiplyInt16) {
+  if (!rounds_to_int16(*GetParam())) GTEST_SKIP() << "no products of 16-bit whole numbers";
+  WorstError used("tolerance_used");
+  for (const std::int64_t rows : {2, 16, 34, 128, 200, 386})
+    for (const std::int64_t tokens : {1, 3, 4, 12, 13, 29})
+      for (const int columns : {1, 16, 20, 32})
+        for (const bool add : {false, true})
+          for (const bool largest : {false, true}) {
+            RandomStream random(6, static_cast<std::uint64_t>(rows));
+            const std::int64_t stride = rows + 6, c_stride = columns + 3;
+            const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
+            std::vector<std::int16_t> d_y(static_cast<std::size_t>(tokens * stride));
+            std::vector<std::int16_t> panel(static_cast<std::size_t>(rows * 32));
+            const auto number = [&] {
+              return static_cast<std::int16_t>(
+                  largest ? 4095 : static_cast<int>(random.bits() % 8191) - 4095);
+            };
+            for (std::int16_t& value : d_y) value = number();
+            for (std::int16_t& value : panel) value = number();
+            Floats scales = random.normals(tokens * (blocks + 1));
+            const Floats panel_scales = random.normals(blocks);
+            Floats c = random.normals(tokens * c_stride);
+            const Floats before = c;
+            const RoundedView view{d_y.data(), stride, scales.data(), blocks + 1};
+            GetParam()->multiply_rounded(view, panel.data(), panel_scales.data(), rows, 0, tokens,
+                                         c.data(), c_stride, columns, add);
+            std::vector<double> want = widened(before), magnitude(want.size());
+            for (std::int64_t t = 0; t < tokens; ++t)
+              for (std::int64_t j = 0; j < columns; ++j) {
+                double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
+                for (std::int64_t n = 0; n < rows; ++n) {
+                  const std::int64_t block = n / kInt16Block;
+                  const double product = double{scales[t * (blocks + 1) + block]} *
+                                         panel_scales[block] * d_y[t * stride + n] *
+                                         panel[(n / 2 * 32 + j) * 2 + n % 2];
+                  sum += product;
+                  terms += std::fabs(product);
+                }
+                want[t * c_stride + j] = sum;
+                magnitude[t * c_stride + j] = terms;
+              }
+            used.add(expect_close(c, want, magnitude, 3.0 * static_cast<double>(blocks) + 1, "c"));
+          }
+}
+
+// Catches: a tail that is not rounded or padded, a scale for the wrong numbers, numbers overwritten
+// before they are read, infinities and NaN that become numbers.
+TEST_P(IsaRounded, ToInt16) {
+  if (!rounds_to_int16(*GetParam())) GTEST_SKIP() << "no products of 16-bit whole numbers";
+  for (const std::int64_t count : {1, 2, 15, 16, 33, 127, 128, 129, 300}) {
+    const auto blocks = static_cast<std::size_t>((count + kInt16Block - 1) / kInt16Block);
+    Floats x = RandomStream(8).normals(count);
+    if (count > 200)
+      for (std::int64_t i = 128; i < 256; ++i) x[i] = 0.0f;
+    std::vector<std::int16_t> codes(static_cast<std::size_t>(count + 3), 7);
+    Floats scales(blocks);
+    GetParam()->round_row(x.data(), count, codes.data(), scales.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t begin = i / kInt16Block * kInt16Block;
+      float highest = 0.0f;
+      for (std::int64_t k = begin; k < std::min(count, begin + kInt16Block); ++k)
+        highest = std::max(highest, std::fabs(x[k]));
+      const float scale = scales[static_cast<std::size_t>(i / kInt16Block)];
+      EXPECT_EQ(scale, highest / 4095.0f);
+      EXPECT_LE(std::abs(codes[i]), 4095);
+      // Half a step and three roundings of up to 4095 steps in f32.
+      EXPECT_NEAR(double{scale} * codes[i], x[i], 0.501 * scale);
+    }
+    EXPECT_EQ(codes[count], count % 2 == 0 ? 7 : 0);
+    EXPECT_EQ(codes[count + 1], 7);
+    Floats row = x, again(blocks);
+    row.push_back(0.0f);
+    GetParam()->round_row(row.data(), count, reinterpret_cast<std::int16_t*>(row.data()),
+                          again.data());
+    EXPECT_EQ(std::memcmp(row.data(), codes.data(), static_cast<std::size_t>(count) * 2), 0);
+    EXPECT_EQ(again, scales);
+    for (const float bad : {INFINITY, -INFINITY, std::nanf("")}) {
+      Floats broken = x;
+      broken[static_cast<std::size_t>(count - 1)] = bad;
+      GetParam()->round_row(broken.data(), count, codes.data(), scales.data());
+      EXPECT_TRUE(std::isnan(scales.back()));
+    }
+  }
+}
+
+// Catches: tails of tokens, rows or columns that are left out or read beyond their end, sums that
+// are not added. Products of bf16 are exact in a float; each is added with one rounding.
+TEST_P(IsaRounded, MultiplyBf16) {
+  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  WorstError used("tolerance_used");
+  for (const std::int64_t rows : {2, 16, 34, 128, 200, 386})
+    for (const std::int64_t tokens : {1, 15, 16, 17, 32, 33, 61})
+      for (const int columns : {1, 16, 20, 32})
+        for (const bool add : {false, true}) {
+          RandomStream random(6, static_cast<std::uint64_t>(rows));
+          const std::int64_t stride = rows + 6, c_stride = columns + 3;
+          const auto halves = [&](std::int64_t count) {
+            std::vector<std::int16_t> out(static_cast<std::size_t>(count));
+            for (std::int16_t& half : out)
+              half = static_cast<std::int16_t>(f32_to_bf16(random.normals(1)[0]));
+            return out;
+          };
+          auto d_y = halves(tokens * stride);
+          const auto panel = halves(rows * 32);
+          const auto value = [](std::int16_t half) {
+            return double{bf16_to_f32(static_cast<bf16>(half))};
+          };
+          Floats c = random.normals(tokens * c_stride);
+          const Floats before = c;
+          GetParam()->multiply_rounded({d_y.data(), stride, nullptr, 0}, panel.data(), nullptr,
+                                       rows, 0, tokens, c.data(), c_stride, columns, add);
+          std::vector<double> want = widened(before), magnitude(want.size());
+          for (std::int64_t t = 0; t < tokens; ++t)
+            for (std::int64_t j = 0; j < columns; ++j) {
+              double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
+              for (std::int64_t n = 0; n < rows; ++n) {
+                const double product =
+                    value(d_y[t * stride + n]) * value(panel[(n / 2 * 32 + j) * 2 + n % 2]);
+                sum += product;
+                terms += std::fabs(product);
+              }
+              want[t * c_stride + j] = sum;
+              magnitude[t * c_stride + j] = terms;
+            }
+          used.add(expect_close(c, want, magnitude, static_cast<double>(rows) + 1, "c"));
+          // Any split of the tokens gives the same bits.
+          for (const std::int64_t split : {1, 16, 20}) {
+            if (split >= tokens) continue;
+            Floats parts = before;
+            for (const auto& [begin, end] : {std::pair{std::int64_t{0}, split}, {split, tokens}})
+              GetParam()->multiply_rounded({d_y.data(), stride, nullptr, 0}, panel.data(), nullptr,
+                                           rows, begin, end, parts.data(), c_stride, columns, add);
+            EXPECT_EQ(parts, c) << split;
+          }
+        }
+}
+
+// Catches: a tail that is not rounded or padded, numbers overwritten before they are read,
+// infinities and NaN that become numbers.
+TEST_P(IsaRounded, ToBf16) {
+  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  for (const std::int64_t count : {1, 2, 15, 16, 17, 31, 33, 300}) {
+    const Floats x = RandomStream(8).normals(count);
+    std::vector<std::int16_t> codes(static_cast<std::size_t>(count + 3), 7);
+    GetParam()->round_row(x.data(), count, codes.data(), nullptr);
+    for (std::int64_t i = 0; i < count; ++i)
+      ASSERT_EQ(static_cast<bf16>(codes[i]), f32_to_bf16(x[i])) << i << " of " << count;
+    EXPECT_EQ(codes[count], count % 2 == 0 ? 7 : 0);
+    EXPECT_EQ(codes[count + 1], 7);
+    Floats row = x;
+    row.push_back(0.0f);
+    GetParam()->round_row(row.data(), count, reinterpret_cast<std::int16_t*>(row.data()), nullptr);
+    EXPECT_EQ(std::memcmp(row.data(), codes.data(), static_cast<std::size_t>(count) * 2), 0);
+    for (const float bad : {INFINITY, -INFINITY, std::nanf("")}) {
+      Floats broken = x;
+      broken[static_cast<std::size_t>(count - 1)] = bad;
+      GetParam()->round_row(broken.data(), count, codes.data(), nullptr);
+      EXPECT_FALSE(std::isfinite(bf16_to_f32(static_cast<bf16>(codes[count - 1]))));
+    }
+  }
+}
+
+// Catches: rows paired with the wrong ones, tails read beyond their end or not zeroed.
+TEST_P(IsaRounded, OperandsOfBf16) {
+  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  for (const std::int64_t count : {1, 2, 15, 16, 31, 32})
+    for (const int columns : {1, 15, 16, 17, 32}) {
+      const std::int64_t stride = columns + 1;
+      const Floats x = RandomStream(11).normals((count - 1) * stride + columns);
+      const auto want = [&](std::int64_t row, std::int64_t column) {
+        return row < count && column < columns ? f32_to_bf16(x[row * stride + column]) : bf16{0};
+      };
+      std::vector<std::int16_t> panel(static_cast<std::size_t>((count + 1) / 2 * 64), 7);
+      GetParam()->round_pairs(x.data(), stride, count, columns, panel.data());
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(panel.size()); ++i)
+        ASSERT_EQ(static_cast<bf16>(panel[i]), want(i / 64 * 2 + i % 2, i / 2 % 32)) << i;
+      std::vector<std::int16_t> turned(static_cast<std::size_t>(columns * 32), 7);
+      GetParam()->round_columns(x.data(), stride, count, columns, turned.data());
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(turned.size()); ++i)
+        ASSERT_EQ(static_cast<bf16>(turned[i]), want(i % 32, i / 32)) << i;
+    }
+}
+
+}  // namespace
+}  // namespace trimpot
