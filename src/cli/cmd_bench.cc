@@ -194,13 +194,14 @@ Status bench_prefill(const BenchOptions& options) {
 }
 
 // An overlay for each sequence: copies of one adapter, each in memory of its own.
-Result<std::vector<Overlay>> make_overlays(const BenchOptions& options, const Engine& engine) {
+Result<std::vector<Overlay>> make_overlays(const BenchOptions& options, Engine& engine) {
   std::vector<Overlay> overlays;
   if (!options.own_adapters) return overlays;
   if (options.model.adapter.empty()) return fail("--own-adapters needs one with --adapter");
   const AdapterBase base{options.model.model, fingerprint(engine.file)};
   for (int i = 0; i < options.sequences; ++i) {
-    TRIMPOT_TRY(Overlay overlay, load_overlay(options.model.adapter, base, *engine.model));
+    TRIMPOT_TRY(Overlay overlay,
+                load_overlay(options.model.adapter, base, *engine.model, &engine.compute.team));
     overlays.push_back(std::move(overlay));
   }
   return overlays;
@@ -330,7 +331,8 @@ Status bench_switch(const BenchOptions& options) {
     return {};
   };
   const auto put_beside = [&]() -> Status {
-    TRIMPOT_TRY(const Overlay overlay, load_overlay(options.model.adapter, of, *engine->model));
+    TRIMPOT_TRY(const Overlay overlay,
+                load_overlay(options.model.adapter, of, *engine->model, &engine->compute.team));
     return {};
   };
   TRIMPOT_TRY(const Timing timing, with_adapter ? measure(put_beside) : measure(load));

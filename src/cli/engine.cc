@@ -66,7 +66,8 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options) {
                 tokenizer.vocabulary_size(), engine->model->config.vocabulary);
   engine->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
   if (!options.adapter.empty())
-    TRIMPOT_TRY_VOID(apply_adapter(options.adapter, engine->file, *engine->model));
+    TRIMPOT_TRY_VOID(
+        apply_adapter(options.adapter, engine->file, *engine->model, &engine->compute.team));
   // What loading leaves behind: pages of the file that two tensors share, small tensors that were
   // copied (7 MB of a 92 MB file with weak columns), and the holes of freed memory.
   engine->file.release(engine->file.bytes());

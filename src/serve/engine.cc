@@ -177,7 +177,7 @@ bool Engine::admit_one(const Waiting& waiting) {
   // The last token has to be computed anyway, for what comes after it.
   const std::size_t limit = job.score_prompt ? 0 : job.prompt.size() - 1;
   const auto length = static_cast<std::int64_t>(job.prompt.size());
-  auto overlay = overlays_.of(waiting.ticket->served);
+  auto overlay = overlays_.of(waiting.ticket->served, &compute_.team);
   Slot* slot = overlay ? pool_.acquire(served.version, job.prompt, limit,
                                        std::min(options_.context, length + job.max_tokens))
                        : nullptr;

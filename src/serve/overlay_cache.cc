@@ -16,7 +16,7 @@ OverlayPtr OverlayCache::find(const ServedPtr& served) {
   return ready_.back().overlay;
 }
 
-Result<OverlayPtr> OverlayCache::of(const ServedPtr& served) {
+Result<OverlayPtr> OverlayCache::of(const ServedPtr& served, ThreadTeam* team) {
   if (!served->adapter) return OverlayPtr();
   {
     const std::lock_guard lock(mutex_);
@@ -24,7 +24,7 @@ Result<OverlayPtr> OverlayCache::of(const ServedPtr& served) {
   }
   // Made without the lock: nobody waits for somebody else's adapter.
   try {
-    TRIMPOT_TRY(Overlay made, make_overlay({&*served->adapter, 1}, model_));
+    TRIMPOT_TRY(Overlay made, make_overlay({&*served->adapter, 1}, model_, team));
     const std::lock_guard lock(mutex_);
     if (OverlayPtr overlay = find(served)) return overlay;
     if (ready_.size() >= most_ && !ready_.empty()) ready_.erase(ready_.begin());

@@ -18,8 +18,9 @@ class OverlayCache {
  public:
   OverlayCache(const Model& model, std::size_t most) : model_(model), most_(most) {}
 
-  // Null for the base. Errors: what make_overlay() says; there is no memory for it.
-  Result<OverlayPtr> of(const ServedPtr& served);
+  // Null for the base. Errors: what make_overlay() says; there is no memory for it. `team`: whose
+  // threads help the caller's, if it is theirs to call.
+  Result<OverlayPtr> of(const ServedPtr& served, ThreadTeam* team = nullptr);
   // Gives up those of adapters that are gone, which otherwise waits for the next of().
   void drop_unloaded();
   std::size_t size() const;

@@ -28,6 +28,8 @@
 
 namespace trimpot {
 
+class ThreadTeam;
+
 struct Fingerprint {
   std::string codes;
   std::string weights;
@@ -80,11 +82,14 @@ Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, c
 Status check_conflicts(std::span<const Adapter> adapters, bool low_rank_adds);
 
 // What linear layers compute with under these adapters, beside the model as it is (Turn::overlay).
-// The same as apply_adapters(), bit for bit, with the same errors.
-Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& model);
+// The same as apply_adapters(), bit for bit, with the same errors. The threads of `team` share the
+// layers; null: this thread makes them all.
+Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& model,
+                             ThreadTeam* team = nullptr);
 
 // One adapter read and made an overlay.
-Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, const Model& model);
+Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, const Model& model,
+                             ThreadTeam* team = nullptr);
 
 // Puts adapters into a loaded model, so that it computes what the tuned one did, bit for bit:
 // scales and zero-points as they are; weak columns that the layer has become f16(old + sum of
@@ -95,7 +100,8 @@ Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, c
 Status apply_adapters(std::span<const Adapter> adapters, Model& model);
 
 // One adapter read and applied.
-Status apply_adapter(const std::string& path, const gguf::File& base, Model& model);
+Status apply_adapter(const std::string& path, const gguf::File& base, Model& model,
+                     ThreadTeam* team = nullptr);
 
 // The model's linear layers as a copy of `base`: same header, same size; only bytes of scales,
 // zeros, offsets, weak columns and dense weights of linear layers can differ. Errors: what the

@@ -1,26 +1,34 @@
 // Adapters into a loaded model.
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "base/half.h"
 #include "model/stored.h"
+#include "sys/thread_team.h"
 #include "tune/adapter_parts.h"
 #include "tune/scale_groups.h"
 
 namespace trimpot {
 namespace {
 
-// Numbers as in the file, [rows, groups], in the packed order of a matrix; zero beyond its rows.
-AlignedBuffer<f16> packed(std::span<const f16> from, const ColumnOrder& rows,
-                          const Matrix& matrix) {
-  const std::int64_t groups = matrix.groups();
-  AlignedBuffer<f16> to(matrix.scales().size());
-  for (std::int64_t row = 0; row < matrix.rows(); ++row) {
-    const f16* source = from.data() + original(rows, row) * groups;
-    f16* target = to.data() + matrix.scale_index(row, 0);
-    for (std::int64_t group = 0; group < groups; ++group) target[group * kTileRows] = source[group];
-  }
-  return to;
+// The packed rows of a tile, each beginning at its numbers in the file, [rows, groups].
+struct TileRows {
+  const f16* row[kTileRows];
+  std::int64_t count;  // of rows; a last tile may have fewer
+};
+TileRows tile_rows(const f16* from, const ColumnOrder& rows, std::int64_t tile,
+                   const Matrix& matrix) {
+  TileRows out{{}, std::min<std::int64_t>(kTileRows, matrix.rows() - tile * kTileRows)};
+  for (std::int64_t i = 0; i < out.count; ++i)
+    out.row[i] = from + original(rows, tile * kTileRows + i) * matrix.groups();
+  return out;
+}
+
+// One group of them side by side; zero beyond the matrix's rows.
+void take_group(const TileRows& from, std::int64_t group, f16* to) {
+  for (std::int64_t i = 0; i < from.count; ++i) to[i] = from.row[i][group];
+  for (std::int64_t i = from.count; i < kTileRows; ++i) to[i] = 0;
 }
 
 // The row and group of the first number that is not finite.
@@ -70,6 +78,24 @@ void put_beside(const WeakSum& sum, const LinearAxes& axes, LinearOverlay& out) 
   out.weak_columns = std::make_shared<const std::vector<std::int32_t>>(std::move(positions));
 }
 
+// What one layer becomes.
+Status overlay_linear(std::span<const Adapter> adapters, std::size_t index, const Model& model,
+                      LinearOverlay& out) {
+  const Linear& linear = model.linear(index);
+  const LinearAxes axes = linear_axes(model, index);
+  TRIMPOT_TRY_VOID(overlay_scales(adapters, index, model, out));
+  const WeakSum sum = sum_weak(adapters, index, linear.rows());
+  if (!sum.channels.empty() && linear.weak.rows() == 0)
+    put_beside(sum, axes, out);
+  else
+    TRIMPOT_TRY_VOID(overlay_weak(sum, index, model, out));
+  for (const Adapter& adapter : adapters) {
+    const AdapterPart& part = adapter.layers[index];
+    if (part.rank > 0) out.low_rank = make_path(adapter, part, linear, axes);
+  }
+  return {};
+}
+
 }  // namespace
 
 WeakSum sum_weak(std::span<const Adapter> adapters, std::size_t index, std::int64_t rows) {
@@ -112,20 +138,26 @@ Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, cons
   const bool moves_zeros = matrix.has_zeros() && zeros != nullptr;  // else they stay the base's
   const std::span<const f16> centres = moves_zeros ? matrix.zeros() : matrix.offsets();
   const GroupLanes base{matrix.scales().data(), centres.data(), moves_zeros};
-  AlignedBuffer<f16> packed_scales, packed_zeros;
-  if (scales != nullptr) packed_scales = packed(*scales, rows, matrix);
-  if (zeros != nullptr) packed_zeros = packed(*zeros, rows, matrix);
-  const f16* new_scales = scales != nullptr ? packed_scales.data() : base.scales;
   out.scales.resize(matrix.scales().size());
   AlignedBuffer<f16>& to_centres = moves_zeros ? out.zeros : out.offsets;
   to_centres.resize(centres.size());
+  alignas(64) f16 new_scales[kTileRows], new_zeros[kTileRows];
   bool good = true;
-  for (std::size_t at = 0; at < out.scales.size(); at += kTileRows)
-    good =
-        commit_lanes(lanes_at(base, at), new_scales + at,
-                     zeros != nullptr ? packed_zeros.data() + at : nullptr, out.scales.data() + at,
-                     centres.empty() ? nullptr : to_centres.data() + at) &&
-        good;
+  for (std::int64_t tile = 0; tile < (matrix.rows() + kTileRows - 1) / kTileRows; ++tile) {
+    TileRows scale_rows{}, zero_rows{};
+    if (scales != nullptr) scale_rows = tile_rows(scales->data(), rows, tile, matrix);
+    if (zeros != nullptr) zero_rows = tile_rows(zeros->data(), rows, tile, matrix);
+    for (std::int64_t group = 0; group < matrix.groups(); ++group) {
+      const std::size_t at = matrix.scale_index(tile * kTileRows, group);
+      if (scales != nullptr) take_group(scale_rows, group, new_scales);
+      if (zeros != nullptr) take_group(zero_rows, group, new_zeros);
+      const bool finite =
+          commit_lanes(lanes_at(base, at), scales != nullptr ? new_scales : base.scales + at,
+                       zeros != nullptr ? new_zeros : nullptr, out.scales.data() + at,
+                       centres.empty() ? nullptr : to_centres.data() + at);
+      good = finite && good;
+    }
+  }
   if (good) return {};
   return fail("tensor {}, {}: not a finite number", linear_tensor_name(index),
               where_broken(out, matrix));
@@ -189,31 +221,33 @@ Status check_conflicts(std::span<const Adapter> adapters, bool low_rank_adds) {
   return {};
 }
 
-Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& model) {
+Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& model,
+                             ThreadTeam* team) {
   TRIMPOT_TRY_VOID(check_conflicts(adapters, false));
   Overlay overlay;
   overlay.linears.resize(model.linear_count());
-  for (std::size_t index = 0; index < model.linear_count(); ++index) {
-    LinearOverlay& out = overlay.linears[index];
-    const Linear& linear = model.linear(index);
-    const LinearAxes axes = linear_axes(model, index);
-    TRIMPOT_TRY_VOID(overlay_scales(adapters, index, model, out));
-    const WeakSum sum = sum_weak(adapters, index, linear.rows());
-    if (!sum.channels.empty() && linear.weak.rows() == 0)
-      put_beside(sum, axes, out);
-    else
-      TRIMPOT_TRY_VOID(overlay_weak(sum, index, model, out));
-    for (const Adapter& adapter : adapters) {
-      const AdapterPart& part = adapter.layers[index];
-      if (part.rank > 0) out.low_rank = make_path(adapter, part, linear, axes);
-    }
-  }
+  std::vector<Status> done(model.linear_count());
+  const auto make = [&](std::int64_t begin, std::int64_t end, int) {
+    for (auto index = static_cast<std::size_t>(begin); index < static_cast<std::size_t>(end);
+         ++index)
+      try {
+        done[index] = overlay_linear(adapters, index, model, overlay.linears[index]);
+      } catch (const std::bad_alloc&) {  // no thread of a team may throw
+        done[index] = fail("no memory for tensor {} of an adapter", linear_tensor_name(index));
+      }
+  };
+  if (team != nullptr)
+    team->for_each(static_cast<std::int64_t>(done.size()), 1, make);
+  else
+    make(0, static_cast<std::int64_t>(done.size()), 0);
+  for (Status& status : done) TRIMPOT_TRY_VOID(std::move(status));
   return overlay;
 }
 
-Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, const Model& model) {
+Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, const Model& model,
+                             ThreadTeam* team) {
   TRIMPOT_TRY(const Adapter adapter, read_adapter(path, base, model));
-  auto overlay = make_overlay({&adapter, 1}, model);
+  auto overlay = make_overlay({&adapter, 1}, model, team);
   if (!overlay) return fail("{}: {}", path, overlay.error().message);
   return overlay;
 }
@@ -225,8 +259,9 @@ Status apply_adapters(std::span<const Adapter> adapters, Model& model) {
   return {};
 }
 
-Status apply_adapter(const std::string& path, const gguf::File& base, Model& model) {
-  TRIMPOT_TRY(Overlay overlay, load_overlay(path, {base.path(), fingerprint(base)}, model));
+Status apply_adapter(const std::string& path, const gguf::File& base, Model& model,
+                     ThreadTeam* team) {
+  TRIMPOT_TRY(Overlay overlay, load_overlay(path, {base.path(), fingerprint(base)}, model, team));
   for (std::size_t index = 0; index < model.linear_count(); ++index)
     put_into(std::move(overlay.linears[index]), model.linear(index));
   return {};

@@ -23,7 +23,7 @@ struct Floats {
   return out;
 }
 
-Floats zero_points(const GroupLanes& base, const Floats& scales) {
+[[gnu::always_inline]] inline Floats zero_points(const GroupLanes& base, const Floats& scales) {
   if (base.centres == nullptr) return {};
   Floats zeros = widen(base.centres);
   if (!base.is_zero)
@@ -32,7 +32,8 @@ Floats zero_points(const GroupLanes& base, const Floats& scales) {
 }
 
 // to[i] = stays ? old[i] : now[i]; whether all are finite.
-bool choose(const std::uint32_t* stay, const f16* old, const f16* now, f16* to) {
+[[gnu::always_inline]] inline bool choose(const std::uint32_t* stay, const f16* old, const f16* now,
+                                          f16* to) {
   std::uint32_t broken = 0;
   for (int i = 0; i < kTileRows; ++i) {
     const f16 kept = old[i], fresh = now[i];  // both loaded: no branch
@@ -49,6 +50,10 @@ GroupLanes lanes_at(const GroupLanes& all, std::size_t index) {
   return {all.scales + index, all.centres != nullptr ? all.centres + index : nullptr, all.is_zero};
 }
 
+// Twice as fast with 8 lanes at once, and the same bits: products and sums are not contracted.
+#if defined(__x86_64__)
+[[gnu::target_clones("default", "avx2")]]
+#endif
 bool commit_lanes(const GroupLanes& base, const f16* scales, const f16* zeros, f16* to_scales,
                   f16* to_centres) {
   const Floats old_scales = widen(base.scales);

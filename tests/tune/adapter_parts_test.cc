@@ -8,6 +8,7 @@
 #include "io/test_files.h"
 #include "model/session.h"
 #include "support/compare.h"
+#include "sys/thread_team.h"
 #include "tune/adapter.h"
 #include "tune/matrices.h"
 #include "tune/own_files.h"
@@ -159,8 +160,10 @@ TEST_F(Parts, RowsOfOneBatchThroughDifferentAdapters) {
       for (const std::uint64_t seed : {7, 8}) {
         tuned.push_back(fresh(base.file));
         tune(kind, base.file, *tuned.back(), path("a.safetensors"), seed);
-        auto overlay = load_overlay(path("a.safetensors"),
-                                    {path("base.gguf"), fingerprint(base.file)}, *base.model);
+        ThreadTeam team(3);
+        auto overlay =
+            load_overlay(path("a.safetensors"), {path("base.gguf"), fingerprint(base.file)},
+                         *base.model, seed == 8 ? &team : nullptr);  // one thread or three
         ASSERT_TRUE(overlay) << overlay.error().message;
         overlays.push_back(std::move(*overlay));
       }
