@@ -67,20 +67,6 @@ Result<Timing> measure(Body&& body) {
   return summary(rounds);
 }
 
-// Two bodies in turns: a machine that is slow for a while slows both, and their difference stays.
-template <typename First, typename Second>
-Result<std::array<Timing, 2>> measure_in_turns(First&& first, Second&& second) {
-  std::array<double, kRounds> firsts, seconds;
-  TRIMPOT_TRY_VOID(first());
-  TRIMPOT_TRY_VOID(second());
-  for (int round = 0; round < kRounds; ++round) {
-    const auto at = static_cast<std::size_t>(round);
-    TRIMPOT_TRY(firsts[at], seconds_of(first));
-    TRIMPOT_TRY(seconds[at], seconds_of(second));
-  }
-  return std::array{summary(firsts), summary(seconds)};
-}
-
 std::vector<TokenId> random_tokens(const Model& model, int count) {
   const CounterRng random(1, 0);
   std::vector<TokenId> tokens(static_cast<std::size_t>(count));
@@ -309,10 +295,12 @@ Status bench_tune(const BenchOptions& options) {
         });
     return method->commit(engine->compute.team);
   };
-  TRIMPOT_TRY(const auto timing, measure_in_turns(whole_step, forward));
+  // Steps follow steps, as in tuning: what the loss alone leaves in the caches is none of theirs.
+  TRIMPOT_TRY(const Timing steps, measure(whole_step));
+  TRIMPOT_TRY(const Timing losses, measure(forward));
   const Work work =
       tuning_work(engine->compute, *engine->model, options.max_seq_length, &method->sink());
-  return report(options, *engine, "tune", options.max_seq_length, work, timing[0], &timing[1]);
+  return report(options, *engine, "tune", options.max_seq_length, work, steps, &losses);
 }
 
 // What it takes to serve another task: an adapter read, checked and made ready beside a model in

@@ -25,16 +25,84 @@ void round_row(const float* from, std::int64_t count, std::int16_t* to, float*) 
   }
 }
 
+// A group's numbers, lanes are rows: w = level * scale + shift. The product in shift = -scale *
+// zero is exact (22 bits at most), so that rounding is that of impl::unpack_chunk(), once.
+struct GroupNumbers {
+  GroupNumbers(const MatrixView& w, std::int64_t tile, std::int64_t group) {
+    const std::int64_t at = (tile * w.groups + group) * kTileRows;
+    scale = S::load(w.scales + at);
+    const F zero =
+        w.zeros != nullptr ? S::load(w.zeros + at) : S::set(static_cast<float>(w.zero_point));
+    const F offset = w.offsets != nullptr ? S::load(w.offsets + at) : S::zero();
+    shift = S::sub(offset, S::mul(scale, zero));
+  }
+  F scale, shift;
+};
+
+[[gnu::always_inline]] inline F widen_bytes(const std::uint8_t* from) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
+[[gnu::always_inline]] inline __m512i narrow_pair(F low, F high) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+bool whole_numbers(const MatrixView& w) {
+  return w.storage == Storage::kCodes && w.book != CodeBook::kNf4;
+}
+
+// A chunk's codes change places as bytes, before they are four times as wide: those of two rows in
+// eight columns lie side by side then, [2 halves of the row pairs][4 times 8 columns][4 row pairs].
+template <class C>
+void unpack_code_columns(const MatrixView& w, std::int64_t tile, std::int64_t chunk,
+                         std::int16_t* panel) {
+  const std::uint8_t* codes = w.codes + tile * w.tile_bytes + chunk * (C::kBits * 64);
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+  // The next chunk, in time for the second-level cache: tiles lie too far apart to be foreseen.
+  for (int line = 0; line < C::kBits; ++line)
+    __builtin_prefetch(codes + (C::kBits + line) * 64, 0, 2);
+  alignas(64) std::uint8_t bytes[2][4][64];
+  __m512i step[8];
+  impl::for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+    step[kStep] = C::template bytes<S, kStep>(codes).v;
+  });
+  for (int eight = 0; eight < 4; ++eight) {
+    const __m512i a = step[2 * eight], b = step[2 * eight + 1];
+    _mm512_store_si512(bytes[0][eight], _mm512_shuffle_epi8(_mm512_unpacklo_epi64(a, b), order));
+    _mm512_store_si512(bytes[1][eight], _mm512_shuffle_epi8(_mm512_unpackhi_epi64(a, b), order));
+  }
+  const GroupNumbers group(w, tile, chunk / w.group_chunks);
+  alignas(64) double scales[kTileRows / 2], shifts[kTileRows / 2];  // two floats each
+  S::store(reinterpret_cast<float*>(scales), group.scale);
+  S::store(reinterpret_cast<float*>(shifts), group.shift);
+  for (int pair = 0; pair < kTileRows / 2; ++pair, panel += 2 * kChunkColumns) {
+    const F scale = _mm512_castpd_ps(_mm512_set1_pd(scales[pair]));
+    const F shift = _mm512_castpd_ps(_mm512_set1_pd(shifts[pair]));
+    const auto weights = [&](int eight) __attribute__((always_inline)) {
+      return S::fma(widen_bytes(bytes[pair % 2][eight] + pair / 2 * 16), scale, shift);
+    };
+    _mm512_storeu_si512(panel, narrow_pair(weights(0), weights(1)));
+    _mm512_storeu_si512(panel + kChunkColumns, narrow_pair(weights(2), weights(3)));
+  }
+}
+
 // Lanes of a column are rows, two of which become one 32-bit number: a transposition of 16 columns
 // and their second half gives the pairs of rows.
 void unpack_columns_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
                          std::int64_t tile_end, std::int16_t* panel, float*) {
   constexpr int kHalf = kChunkColumns / 2, kPairs = kTileRows / 2;
+  if (whole_numbers(w))
+    return impl::with_integers(w, [&]<class C>() {
+      for (std::int64_t tile = tile_begin; tile < tile_end; ++tile, panel += kPairs * 64)
+        unpack_code_columns<C>(w, tile, chunk, panel);
+    });
   for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
     F values[kChunkColumns], pairs[kHalf];
     impl::unpack_chunk<S>(w, tile, chunk, false, values);
     for (int k = 0; k < kHalf; ++k)
-      pairs[k] = reinterpret_cast<F>(_mm512_cvtne2ps_pbh(values[k + kHalf], values[k]));
+      pairs[k] = reinterpret_cast<F>(narrow_pair(values[k], values[k + kHalf]));
     S::transpose(pairs);
     for (int pair = 0; pair < kPairs; ++pair, panel += 2 * kChunkColumns) {
       _mm512_storeu_ps(panel, pairs[pair]);
@@ -48,8 +116,38 @@ void unpack_columns_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t t
   alignas(64) static constexpr std::int16_t kOrder[32] = {
       0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder),
-                                  reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), narrow_pair(low, high));
+}
+
+// A tile's chunks; two columns of a row lie side by side.
+template <class C>
+void unpack_code_rows(const MatrixView& w, std::int64_t tile, std::int64_t chunk,
+                      std::int64_t chunk_end, std::int16_t* to) {
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+  const __m512i halves = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  const __m512i first = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  for (std::int64_t at = chunk; at < chunk_end; ++at, to += 16 * 4 * kTileRows) {
+    const std::uint8_t* codes = w.codes + tile * w.tile_bytes + at * (C::kBits * 64);
+    for (int line = 0; line < C::kBits; ++line)
+      __builtin_prefetch(codes + 2 * w.tile_bytes + line * 64, 0, 2);
+    const GroupNumbers group(w, tile, at / w.group_chunks);
+    const F scale[2] = {_mm512_permutexvar_ps(first, group.scale),
+                        _mm512_permutexvar_ps(second, group.scale)};
+    const F shift[2] = {_mm512_permutexvar_ps(first, group.shift),
+                        _mm512_permutexvar_ps(second, group.shift)};
+    impl::for_each_step([&]<int kStep>() __attribute__((always_inline)) {
+      alignas(64) std::uint8_t bytes[64];  // [2 pairs of columns][16 rows][2]
+      const __m512i step = C::template bytes<S, kStep>(codes).v;
+      _mm512_store_si512(bytes, _mm512_permutexvar_epi64(halves, _mm512_shuffle_epi8(step, order)));
+      for (int pair = 0; pair < 2; ++pair)
+        _mm512_storeu_si512(
+            to + (2 * kStep + pair) * 4 * kTileRows,
+            narrow_pair(S::fma(widen_bytes(bytes + 32 * pair), scale[0], shift[0]),
+                        S::fma(widen_bytes(bytes + 32 * pair + 16), scale[1], shift[1])));
+    });
+  }
 }
 
 // Lanes are rows already: two columns of one become its pair.
@@ -57,6 +155,11 @@ void unpack_rows_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t chun
                       std::int64_t tile_begin, std::int64_t tile_end, std::int16_t* panel) {
   for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
     std::int16_t* to = panel + (tile - tile_begin) * 2 * kTileRows;
+    if (whole_numbers(w)) {
+      impl::with_integers(w,
+                          [&]<class C>() { unpack_code_rows<C>(w, tile, chunk, chunk_end, to); });
+      continue;
+    }
     for (std::int64_t at = chunk; at < chunk_end; ++at) {
       F values[kChunkColumns];
       impl::unpack_chunk<S>(w, tile, at, false, values);
@@ -165,6 +268,10 @@ void multiply_bf16_block(const std::int16_t* dy, std::int64_t stride, const std:
     if constexpr (kTokenTiles > 1) tiles::load<kGradient + 1>(dy + row + 16 * stride, 2 * stride);
     each([&]<int kT, int kHalf>() __attribute__((always_inline)) {
       tiles::dot_bf16<2 * kT + kHalf, kGradient + kT, kPanel + kHalf>();
+      // The next product's numbers of as many tokens: a load that waits for the second-level cache
+      // keeps the products waiting. A step is 1.02 to 1.05 times as fast.
+      if constexpr (kHalf == kHalves - 1)
+        for (int i = 0; i < 16; ++i) __builtin_prefetch(dy + row + depth + (16 * kT + i) * stride);
     });
   }
   each([&]<int kT, int kHalf>() __attribute__((always_inline)) {

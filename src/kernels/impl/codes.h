@@ -90,14 +90,19 @@ struct Unpacked : C {
   }
 };
 
-// Calls body.template operator()<C>() for the codes of a matrix.
+// Calls body.template operator()<C>() for the codes of a matrix; with_integers() where they are
+// whole numbers.
 template <class Body>
-[[gnu::always_inline]] inline auto with_codes(const MatrixView& w, Body&& body) {
-  if (w.book == CodeBook::kNf4) return body.template operator()<Nf4>();
+[[gnu::always_inline]] inline auto with_integers(const MatrixView& w, Body&& body) {
   if (w.bits == 3) return body.template operator()<Integers<3>>();
   if (w.bits == 4) return body.template operator()<Integers<4>>();
   if (w.bits == 5) return body.template operator()<Integers<5>>();
   return body.template operator()<Integers<8>>();
+}
+template <class Body>
+[[gnu::always_inline]] inline auto with_codes(const MatrixView& w, Body&& body) {
+  if (w.book == CodeBook::kNf4) return body.template operator()<Nf4>();
+  return with_integers(w, body);
 }
 
 // Calls body.template operator()<step>() for the 8 steps of a chunk, unrolled.

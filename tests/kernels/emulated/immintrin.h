@@ -128,6 +128,7 @@ inline __m512 pick_fours(__m512 a, __m512 b, int order) {
 #define _mm512_cvtepi32_epi8 emulated::convert<signed char, __m128i, int>
 #define _mm512_cvtepi32_ps emulated::convert<float, __m512, int>
 #define _mm512_cvtepu16_epi32 emulated::convert<int, __m512i, unsigned short>
+#define _mm512_cvtepu8_epi32 emulated::convert<int, __m512i, unsigned char>
 #define _mm512_cvtph_ps emulated::half_to_float
 #define _mm512_cvtps_ph(a, rounding) emulated::float_to_half(a)
 #define _mm512_cvtps_epi32 emulated::round_to_int
