@@ -48,21 +48,20 @@ struct GroupNumbers {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
-bool whole_numbers(const MatrixView& w) {
+bool holds_integers(const MatrixView& w) {
   return w.storage == Storage::kCodes && w.book != CodeBook::kNf4;
 }
 
-// A chunk's codes change places as bytes, before they are four times as wide: those of two rows in
-// eight columns lie side by side then, [2 halves of the row pairs][4 times 8 columns][4 row pairs].
+// A chunk's codes change places as bytes, before they are four times as wide:
+//   bytes [even, odd pairs of rows][4 times 8 columns][4 pairs][8 columns][2 rows]
+// An octet of a pair is 16 bytes, one after the other as the panel has them.
 template <class C>
 void unpack_code_columns(const MatrixView& w, std::int64_t tile, std::int64_t chunk,
                          std::int16_t* panel) {
   const std::uint8_t* codes = w.codes + tile * w.tile_bytes + chunk * (C::kBits * 64);
   const __m512i order =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
-  // The next chunk, in time for the second-level cache: tiles lie too far apart to be foreseen.
-  for (int line = 0; line < C::kBits; ++line)
-    __builtin_prefetch(codes + (C::kBits + line) * 64, 0, 2);
+  impl::ask_for_chunk(codes + C::kBits * 64, C::kBits);
   alignas(64) std::uint8_t bytes[2][4][64];
   __m512i step[8];
   impl::for_each_step([&]<int kStep>() __attribute__((always_inline)) {
@@ -88,12 +87,12 @@ void unpack_code_columns(const MatrixView& w, std::int64_t tile, std::int64_t ch
   }
 }
 
-// Lanes of a column are rows, two of which become one 32-bit number: a transposition of 16 columns
-// and their second half gives the pairs of rows.
+// Weights of other kinds are floats first. Lanes of a column are rows, two of which become one
+// 32-bit number: a transposition of 16 columns and their second half gives the pairs of rows.
 void unpack_columns_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
                          std::int64_t tile_end, std::int16_t* panel, float*) {
   constexpr int kHalf = kChunkColumns / 2, kPairs = kTileRows / 2;
-  if (whole_numbers(w))
+  if (holds_integers(w))
     return impl::with_integers(w, [&]<class C>() {
       for (std::int64_t tile = tile_begin; tile < tile_end; ++tile, panel += kPairs * 64)
         unpack_code_columns<C>(w, tile, chunk, panel);
@@ -130,8 +129,7 @@ void unpack_code_rows(const MatrixView& w, std::int64_t tile, std::int64_t chunk
   const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
   for (std::int64_t at = chunk; at < chunk_end; ++at, to += 16 * 4 * kTileRows) {
     const std::uint8_t* codes = w.codes + tile * w.tile_bytes + at * (C::kBits * 64);
-    for (int line = 0; line < C::kBits; ++line)
-      __builtin_prefetch(codes + 2 * w.tile_bytes + line * 64, 0, 2);
+    impl::ask_for_chunk(codes + 2 * w.tile_bytes, C::kBits);  // of the next pair of tiles
     const GroupNumbers group(w, tile, at / w.group_chunks);
     const F scale[2] = {_mm512_permutexvar_ps(first, group.scale),
                         _mm512_permutexvar_ps(second, group.scale)};
@@ -155,7 +153,7 @@ void unpack_rows_bf16(const MatrixView& w, std::int64_t chunk, std::int64_t chun
                       std::int64_t tile_begin, std::int64_t tile_end, std::int16_t* panel) {
   for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
     std::int16_t* to = panel + (tile - tile_begin) * 2 * kTileRows;
-    if (whole_numbers(w)) {
+    if (holds_integers(w)) {
       impl::with_integers(w,
                           [&]<class C>() { unpack_code_rows<C>(w, tile, chunk, chunk_end, to); });
       continue;

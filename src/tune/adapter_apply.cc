@@ -143,7 +143,7 @@ Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, cons
   to_centres.resize(centres.size());
   alignas(64) f16 new_scales[kTileRows], new_zeros[kTileRows];
   bool good = true;
-  for (std::int64_t tile = 0; tile < (matrix.rows() + kTileRows - 1) / kTileRows; ++tile) {
+  for (std::int64_t tile = 0; tile < matrix.view().tiles; ++tile) {
     TileRows scale_rows{}, zero_rows{};
     if (scales != nullptr) scale_rows = tile_rows(scales->data(), rows, tile, matrix);
     if (zeros != nullptr) zero_rows = tile_rows(zeros->data(), rows, tile, matrix);
@@ -228,13 +228,14 @@ Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& mod
   overlay.linears.resize(model.linear_count());
   std::vector<Status> done(model.linear_count());
   const auto make = [&](std::int64_t begin, std::int64_t end, int) {
-    for (auto index = static_cast<std::size_t>(begin); index < static_cast<std::size_t>(end);
-         ++index)
+    for (; begin < end; ++begin) {
+      const auto index = static_cast<std::size_t>(begin);
       try {
         done[index] = overlay_linear(adapters, index, model, overlay.linears[index]);
       } catch (const std::bad_alloc&) {  // no thread of a team may throw
         done[index] = fail("no memory for tensor {} of an adapter", linear_tensor_name(index));
       }
+    }
   };
   if (team != nullptr)
     team->for_each(static_cast<std::int64_t>(done.size()), 1, make);

@@ -1,44 +1,12 @@
 // Methods that tune whole matrices: what they count, start from, commit and hand out.
-#include "tune/matrices.h"
-
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <cstring>
 #include <functional>
 
-#include "io/test_files.h"
-#include "model/session.h"
-#include "model/training_pass.h"
-#include "quantize/rtn.h"
-#include "support/compare.h"
-#include "support/own_toy.h"
-#include "support/random.h"
+#include "tune/matrices_fixture.h"
 
 namespace trimpot {
 namespace {
-
-constexpr std::int64_t kWeak = 5;
-
-ToyOptions toy_options() {
-  ToyOptions options;
-  options.heads = 3;
-  options.kv_heads = 1;
-  options.head_dim = 20;
-  options.vocabulary = 30;
-  return options;
-}
-
-// Rows are one group, so that another order of columns is the same function.
-ToyFile weak_toy(bool reordered = false) {
-  return own_toy(toy_options(), {4, 0, OwnCentre::kZeros, kWeak, false, reordered, reordered}).own;
-}
-ToyFile grouped_toy() { return own_toy(toy_options(), {4, 32, OwnCentre::kZeros}).own; }
-ToyFile dense_toy(ElementType type) {
-  ToyOptions options = toy_options();
-  options.linear_types = ToyOptions::all_linears(type);
-  return toy_file(options);
-}
 
 LowRankOptions with_rank(std::int64_t rank, double dropout = 0, bool pooled = false,
                          std::vector<std::string> modules = {}) {
@@ -49,63 +17,6 @@ LowRankOptions with_rank(std::int64_t rank, double dropout = 0, bool pooled = fa
   options.target_modules = std::move(modules);
   return options;
 }
-
-using Made = Result<std::unique_ptr<TuningMethod>>;
-
-class Matrices : public testing::Test {
- protected:
-  std::unique_ptr<Model> load(const ToyFile& toy) {
-    auto loaded = load_toy(toy, folder_.file("toy.gguf"));
-    EXPECT_TRUE(loaded) << loaded.error().message;
-    return std::move(loaded->model);
-  }
-  static std::unique_ptr<TuningMethod> take(Made made) {
-    EXPECT_TRUE(made) << made.error().message;
-    return std::move(*made);
-  }
-  static std::vector<float> logits(const Model& model, Precision precision) {
-    Compute compute(*usable_kernels().front(), precision, 2);
-    Session session(compute, model, 16);
-    const std::vector<TokenId> tokens{3, 14, 15, 9, 2, 6};
-    std::vector<float> out(30);
-    EXPECT_TRUE(session.append(tokens, out.data()));
-    return out;
-  }
-  static void expect_same_function(const Model& a, const Model& b) {
-    for (const Precision precision : {Precision::kF32, Precision::kDefault})
-      EXPECT_TRUE(same_bits(logits(a, precision), logits(b, precision)));
-  }
-  // Loss of a batch; with a method its gradients.
-  static double loss(const Model& model, TuningMethod* method = nullptr) {
-    TrainingBatch batch;
-    RandomStream random(3);
-    for (int i = 0; i < 20; ++i) {
-      batch.tokens.push_back(static_cast<TokenId>(random.below(30)));
-      batch.learned.push_back(1);
-    }
-    batch.lengths = {20};
-    Compute compute(*usable_kernels().front(), Precision::kF32, 2);
-    TrainingPass pass(compute, model);
-    const auto sum = pass.run(batch, 0.05f, method == nullptr ? nullptr : &method->sink());
-    EXPECT_TRUE(sum) << sum.error().message;
-    return sum->loss;
-  }
-  // Bits, so that they compare.
-  static std::vector<float> gradient(TuningMethod& method, const Model& model) {
-    AlignedBuffer<float>& gradient = method.parameters().gradient;
-    std::fill_n(gradient.data(), gradient.size(), 0.0f);
-    loss(model, &method);
-    return {gradient.data(), gradient.data() + gradient.size()};
-  }
-  static std::size_t elements(const Model& model) {
-    std::size_t count = 0;
-    for (std::size_t i = 0; i < model.linear_count(); ++i)
-      count += static_cast<std::size_t>(model.linear(i).rows() * model.linear(i).columns);
-    return count;
-  }
-  const TempFolder folder_;
-  ThreadTeam team_{2};
-};
 
 // Rows: q 60, k, v 20, o 64, gate, up 96, down 64. Inputs: 64, but o 60 and down 96.
 TEST_F(Matrices, Counts) {
@@ -393,63 +304,6 @@ TEST_F(Matrices, DropoutFollowsThePass) {
   EXPECT_EQ(plain->sink().dropout_stream, 0u);
 }
 
-// What the forward pass sees under fake quantization is what `trimpot quantize` would make of the
-// masters.
-TEST_F(Matrices, QatCommitsTheRoundedMasters) {
-  for (const Scheme& scheme :
-       {Scheme{4, 32, ZeroKind::kInteger}, Scheme{3, kWholeRow, ZeroKind::kSymmetric},
-        Scheme{8, 64, ZeroKind::kOffset}})
-    for (const bool grouped : {false, true}) {
-      const auto model = load(grouped ? grouped_toy() : dense_toy(ElementType::kF16));
-      const auto base = load(grouped ? grouped_toy() : dense_toy(ElementType::kF16));
-      const auto method = take(make_qat_method(*model, team_, scheme, {}));
-      EXPECT_EQ(method->trainable(), elements(*model));
-      const auto check = [&] {
-        for (const Parameter& parameter : method->parameters().list) {
-          const Matrix& weight = model->linear(parameter.linear).weight;
-          ASSERT_TRUE(weight.quantized());
-          const std::int64_t rows = weight.rows(), columns = weight.columns();
-          std::vector<float> masters;
-          for (std::int64_t r = 0; r < rows; ++r)
-            for (std::int64_t c = 0; c < columns; ++c)
-              masters.push_back(method->parameters().values[parameter.begin +
-                                                            (r / 16 * columns + c) * 16 + r % 16]);
-          const auto want = quantize_rtn(team_, {masters.data(), rows, columns, columns}, scheme);
-          ASSERT_TRUE(want);
-          const GroupedCodes got = weight.unpack_groups();
-          EXPECT_EQ(got.codes, want->codes);
-          EXPECT_EQ(got.scales, want->scales);
-          EXPECT_EQ(got.zeros, want->zeros);
-          EXPECT_EQ(got.offsets, want->offsets);
-        }
-      };
-      check();  // from the start
-      std::vector<float> row(64);
-      base->linear(kUp).weight.dequantize_row(17, row.data());
-      for (std::size_t c = 0; c < 64; ++c)  // masters are the file's weights
-        EXPECT_EQ(
-            method->parameters().values[method->parameters().list[kUp].begin + (64 + c) * 16 + 1],
-            row[c]);
-      const auto before = logits(*model, Precision::kDefault);
-      perturb(*method, 0.02f);
-      ASSERT_TRUE(method->commit(team_));
-      check();
-      EXPECT_FALSE(same_bits(logits(*model, Precision::kDefault), before));
-      const auto tensors = method->adapter_tensors();
-      ASSERT_FALSE(tensors);
-      EXPECT_EQ(tensors.error().message,
-                "this method changes all weights; its result is a model file (.gguf), not an "
-                "adapter");
-    }
-  const auto model = load(grouped_toy());
-  const auto method = take(make_qat_method(*model, team_, {4, 32}, {"o_proj"}));
-  method->parameters().values[3] = NAN;
-  const auto status = method->commit(team_);
-  ASSERT_FALSE(status);
-  EXPECT_TRUE(status.error().message.starts_with("blk.0.attn_output.weight: "))
-      << status.error().message;
-}
-
 // A step against the gradient lowers the loss, by what the gradient says: parameters, gradients
 // and weights belong together.
 TEST_F(Matrices, AStepLowersTheLoss) {
@@ -497,17 +351,6 @@ TEST_F(Matrices, AStepLowersTheLoss) {
     EXPECT_GT(fall, 5e-5);
     EXPECT_NEAR(0.05 * (before - loss(*model)), fall, 0.1 * fall);
   }
-}
-
-// The straight-through estimator: the gradient of the rounded weights, as if they were the masters.
-TEST_F(Matrices, QatPassesGradientsThroughTheRounding) {
-  const auto model = load(dense_toy(ElementType::kF16));
-  const auto qat = take(make_qat_method(*model, team_, {3, 32}, {}));
-  const auto got = gradient(*qat, *model);
-  EXPECT_GT(largest(widened(got)), 0.0);
-  // Full tuning of the weights as rounded, but for their f16 form: 2^-11 of each.
-  const auto full = take(make_full_method(*model, team_, {}));
-  EXPECT_LT(relative_error(gradient(*full, *model), widened(got)), 0x1p-8);
 }
 
 TEST_F(Matrices, WhatCannotBeTunedIsRefused) {

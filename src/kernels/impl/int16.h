@@ -60,11 +60,8 @@ void unpack_columns_int16(const MatrixView& w, std::int64_t chunk, std::int64_t 
     auto most = S::zero(), broken = S::zero();
     for (std::int64_t i = 0; i < count; ++i) {
       typename S::F* of_tile = values + i * kChunkColumns;
-      // The next chunk's codes: tiles lie too far apart to be foreseen.
       if (w.storage == Storage::kCodes)
-        for (int line = 0; line < w.bits; ++line)
-          __builtin_prefetch(
-              w.codes + (tile + i) * w.tile_bytes + ((chunk + 1) * w.bits + line) * 64, 0, 2);
+        ask_for_chunk(w.codes + (tile + i) * w.tile_bytes + (chunk + 1) * w.bits * 64, w.bits);
       unpack_chunk_rows<S>(w, tile + i, chunk, false, of_tile);
       for (int k = 0; k < kChunkColumns; ++k) {
         most = S::max(most, S::abs(of_tile[k]));
