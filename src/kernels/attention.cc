@@ -23,8 +23,8 @@ struct Unit {
   std::int64_t head, heads;
 };
 
-// Keys beyond which a single query is split over the threads.
-constexpr std::int64_t kLongContext = 1024;
+// Keys beyond which a single query is split over the threads, and how many of them are a piece.
+constexpr std::int64_t kLongContext = 1024, kPart = 512;
 
 bool is_long(const Segment& segment) {
   return segment.count == 1 && !segment.cache->rounded() && segment.position + 1 > kLongContext;
@@ -75,16 +75,44 @@ void score_keys(Compute& compute, const AttentionShape& shape, const KeyValues& 
                            false);
 }
 
-// Turns a row's scores into the weights of its values, which add up to *sum. Those of int8 values
-// take the values' scales, and are rounded to int8 in row `row` of `weights`.
-void weigh_values(Compute& compute, const AttentionShape& shape, const KeyValues& cache,
-                  std::int64_t kv_head, std::int64_t keys, std::int64_t padded, float* scores,
-                  float* sum, float* log_sum_exp, const Int8View& weights, std::int64_t row) {
-  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-  compute.kernels.softmax(scores, keys, padded, scale, sum, log_sum_exp);
-  if (cache.type() != CacheType::kInt8) return;
-  compute.kernels.scale_each(cache.value_scales(kv_head), keys, scores);
-  compute.kernels.quantize(scores - row * padded, padded, padded, row, row + 1, weights);
+// Sums of exponentials, every 16th score in one of them.
+struct Sums {
+  float lane[16] = {};
+  void add(const Sums& other) {
+    for (int i = 0; i < 16; ++i) lane[i] += other.lane[i];
+  }
+  float total() const {
+    float half[16];
+    std::copy_n(lane, 16, half);
+    for (int width = 8; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) half[i] += half[i + width];
+    return half[0];
+  }
+};
+
+// scores[0, keys) -> exp(scale * score - highest), zero up to `padded`; gives their sum and the
+// log-sum-exp of the scaled scores. Sums of kPart keys are added in order: threads may share them.
+void softmax(const Kernels& k, float* scores, std::int64_t keys, std::int64_t padded, float scale,
+             float* sum, float* log_sum_exp) {
+  const float highest = k.scale_scores(scores, keys, padded, scale);
+  Sums sums;
+  for (std::int64_t first = 0; first < padded; first += kPart) {
+    Sums part;
+    k.exponentials(scores + first, std::min(kPart, padded - first), highest, part.lane);
+    sums.add(part);
+  }
+  *sum = sums.total();
+  *log_sum_exp = highest + std::log(*sum);
+}
+
+// The weights of keys first .. end of int8 values, those from `keys` on zero, take the values'
+// scales and are rounded to int8: a row of `weights`, from its first on.
+void round_weights(const Kernels& k, const KeyValues& cache, std::int64_t kv_head,
+                   std::int64_t first, std::int64_t end, std::int64_t keys, float* scores,
+                   Int8Block* weights) {
+  k.scale_each(cache.value_scales(kv_head) + first, std::min(end, keys) - first, scores + first);
+  const Int8View part{weights + first / kChunkColumns, int8_blocks(end - first)};
+  k.quantize(scores + first, 0, end - first, 0, 1, part);
 }
 
 // out [rows, channels first .. end) of a head, from weights as weigh_values() leaves them.
@@ -132,7 +160,7 @@ void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& u
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
     float lse;
-    k.softmax(scores + i * padded, keys - unit.count + query + 1, padded, scale, &sums[i], &lse);
+    softmax(k, scores + i * padded, keys - unit.count + query + 1, padded, scale, &sums[i], &lse);
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
     k.round_row(scores + i * padded, padded, weights.codes + i * weights.stride, nullptr);
   }
@@ -162,47 +190,78 @@ void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, con
   score_keys(compute, shape, cache, kv_head, q + at, stride, rows, 0, padded, padded, scores,
              rounded);
   const Int8View weights = int8_view(rounded, padded);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
     float lse;
-    weigh_values(compute, shape, cache, kv_head, keys - unit.count + query + 1, padded,
-                 scores + i * padded, &sums[i], &lse, weights, i);
+    softmax(compute.kernels, scores + i * padded, keys - unit.count + query + 1, padded, scale,
+            &sums[i], &lse);
+    if (int8)
+      round_weights(compute.kernels, cache, kv_head, 0, padded, keys, scores + i * padded,
+                    weights.row(i));
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
   }
   add_values(compute, shape, cache, kv_head, keys, padded, rows, 0, dim, scores, weights, out + at,
              stride, sums);
 }
 
-// A single query with many keys: scores are split by keys, then the output by channels, all heads
-// that share keys together.
+// A single query with many keys: scores and then weights are split by keys, then the output by
+// channels, all heads that share keys together.
 void attend_long(Compute& compute, const AttentionShape& shape, const Segment& segment,
                  const float* q, float* out, float* log_sum_exp) {
-  constexpr std::int64_t kKeys = 512, kChannels = 32;
+  constexpr std::int64_t kChannels = 32;
+  const Kernels& kernels = compute.kernels;
   const KeyValues& cache = *segment.cache;
   const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
   const std::int64_t keys = segment.position + 1, padded = round_up(keys, kKeyLanes);
+  const std::int64_t parts = (padded + kPart - 1) / kPart;
   const bool int8 = cache.type() == CacheType::kInt8;
   const std::int64_t floats = int8 ? int8_floats(1, padded) : 0;  // of a head
-  float* scores = compute.shared(Compute::kScores, shape.heads * (padded + 1 + floats));
-  float* sums = scores + shape.heads * padded;
-  float* rounded = sums + shape.heads;
+  float* scores =
+      compute.shared(Compute::kScores, shape.heads * (padded + floats + 17 * parts + 1));
+  float* rounded = scores + shape.heads * padded;
+  float* highest = rounded + shape.heads * floats;                           // [heads, parts]
+  auto* part_sums = reinterpret_cast<Sums*>(highest + shape.heads * parts);  // [heads, parts]
+  float* sums = highest + shape.heads * parts * 17;
   const float* queries = q + segment.row * shape.q_width();
   float* to = out + segment.row * shape.q_width();
-  const std::int64_t key_parts = (padded + kKeys - 1) / kKeys;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   compute.team.for_each(
-      shape.kv_heads * key_parts, 1, [&](std::int64_t unit, std::int64_t, int member) {
-        const std::int64_t kv_head = unit / key_parts, first = unit % key_parts * kKeys;
-        score_keys(compute, shape, cache, kv_head, queries + kv_head * share * dim, dim, share,
-                   first, std::min(first + kKeys, padded), padded,
-                   scores + kv_head * share * padded,
+      shape.kv_heads * parts, 1, [&](std::int64_t unit, std::int64_t, int member) {
+        const std::int64_t part = unit % parts, first = part * kPart;
+        const std::int64_t end = std::min(first + kPart, padded);
+        const std::int64_t kv_head = unit / parts, head = kv_head * share;
+        score_keys(compute, shape, cache, kv_head, queries + head * dim, dim, share, first, end,
+                   padded, scores + head * padded,
                    int8 ? compute.scratch(member, int8_floats(share, dim)) : nullptr);
+        for (std::int64_t i = head; i < head + share; ++i)
+          highest[i * parts + part] = kernels.scale_scores(
+              scores + i * padded + first, std::min(end, keys) - first, end - first, scale);
       });
-  compute.team.for_each(shape.heads, 1, [&](std::int64_t head, std::int64_t, int) {
-    float lse;
-    weigh_values(compute, shape, cache, head / share, keys, padded, scores + head * padded,
-                 &sums[head], &lse, int8_view(rounded + head * floats, padded), 0);
-    if (log_sum_exp != nullptr) log_sum_exp[segment.row * shape.heads + head] = lse;
+  // The same pieces as before: a thread has its scores in its cache.
+  compute.team.for_each(shape.kv_heads * parts, 1, [&](std::int64_t unit, std::int64_t, int) {
+    const std::int64_t kv_head = unit / parts, part = unit % parts, first = part * kPart;
+    const std::int64_t end = std::min(first + kPart, padded);
+    for (std::int64_t head = kv_head * share; head < (kv_head + 1) * share; ++head) {
+      float* row = scores + head * padded;
+      const float* of_head = highest + head * parts;
+      const float shift = *std::max_element(of_head, of_head + parts);
+      Sums& of_part = part_sums[head * parts + part] = {};
+      kernels.exponentials(row + first, end - first, shift, of_part.lane);
+      if (int8)
+        round_weights(kernels, cache, kv_head, first, end, keys, row,
+                      int8_view(rounded + head * floats, padded).row(0));
+    }
   });
+  for (std::int64_t head = 0; head < shape.heads; ++head) {
+    Sums all;
+    for (std::int64_t part = 0; part < parts; ++part) all.add(part_sums[head * parts + part]);
+    sums[head] = all.total();
+    if (log_sum_exp == nullptr) continue;
+    const float* of_head = highest + head * parts;
+    log_sum_exp[segment.row * shape.heads + head] =
+        *std::max_element(of_head, of_head + parts) + std::log(sums[head]);
+  }
   const std::int64_t channel_parts = (dim + kChannels - 1) / kChannels;
   compute.team.for_each(
       shape.kv_heads * channel_parts, 1, [&](std::int64_t unit, std::int64_t, int) {

@@ -182,10 +182,11 @@ struct Kernels {
   // The gradients of gate and up; d_gate comes with out's, which it replaces.
   void (*swiglu_backward)(const float* gate, const float* up, std::int64_t count, float* d_gate,
                           float* d_up);
-  // scores[0, keys) -> exp(scale * score - max), zero up to `padded`; gives the sum and
-  // log-sum-exp of the scaled scores.
-  void (*softmax)(float* scores, std::int64_t keys, std::int64_t padded, float scale, float* sum,
-                  float* log_sum_exp);
+  // scores[0, keys) *= scale, and up to `padded`, a multiple of 16, what exponentiates to 0; gives
+  // the highest.
+  float (*scale_scores)(float* scores, std::int64_t keys, std::int64_t padded, float scale);
+  // scores[0, padded) -> exp(score - shift); every 16th is added to one of 16 sums.
+  void (*exponentials)(float* scores, std::int64_t padded, float shift, float* sums);
   // p = exp(scale * score - log_sum_exp) in place.
   void (*softmax_again)(float* scores, std::int64_t keys, std::int64_t padded, float scale,
                         float log_sum_exp);

@@ -2,6 +2,8 @@
 // is held to the references in gradient_test.cc; here the exponential's accuracy.
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "kernels/kernels.h"
 #include "support/compare.h"
 #include "support/quantizers.h"
@@ -95,10 +97,11 @@ TEST_P(IsaFloat, RowOperationsGiveTheSameBits) {
       expect_same(
           [&](const Kernels& k) {
             Floats p = scores;
-            float sum, lse;
-            k.softmax(p.data(), count, padded, 0.125f, &sum, &lse);
-            p.push_back(sum);
-            p.push_back(lse);
+            const float highest = k.scale_scores(p.data(), count, padded, 0.125f);
+            p.push_back(highest);
+            Floats sums(16);
+            k.exponentials(p.data(), padded, highest, sums.data());
+            p.insert(p.end(), sums.begin(), sums.end());
             return p;
           },
           "softmax " + what);
@@ -159,13 +162,16 @@ TEST_P(IsaFloat, OutputSums) {
         }
 }
 
-// softmax() and softmax_again() see the same scores: the backward's weights are the forward's.
+// The forward and softmax_again() see the same scores: the backward's weights are the forward's.
 TEST_P(IsaFloat, SoftmaxAgainRepeatsSoftmax) {
   for (const std::int64_t keys : {1, 5, 16, 50}) {
     const std::int64_t padded = (keys + 15) / 16 * 16;
     Floats scores = RandomStream(2).normals(padded, 20.0f), again = scores;
-    float sum, lse;
-    GetParam()->softmax(scores.data(), keys, padded, 0.25f, &sum, &lse);
+    const float highest = GetParam()->scale_scores(scores.data(), keys, padded, 0.25f);
+    Floats sums(16);
+    GetParam()->exponentials(scores.data(), padded, highest, sums.data());
+    const float sum = std::accumulate(sums.begin(), sums.end(), 0.0f);
+    const float lse = highest + std::log(sum);
     GetParam()->softmax_again(again.data(), keys, padded, 0.25f, lse);
     double total = 0;
     for (std::int64_t i = 0; i < padded; ++i) {

@@ -26,9 +26,7 @@ template <class S>
   p = S::fma(p, r, S::set(1.6666665459e-1f));
   p = S::fma(p, r, S::set(5.0000001201e-1f));
   p = S::add(S::fma(S::mul(p, r), r, r), S::set(1.0f));
-  // Two factors, because n reaches -150 and 128 while one exponent field holds -126 .. 127.
-  const F half = S::round(S::mul(n, S::set(0.5f)));
-  return S::scale_by_power(S::scale_by_power(p, half), S::sub(n, half));
+  return S::scale_by_power(p, n);
 }
 
 template <class S>
@@ -177,8 +175,7 @@ void mask_tail(float* scores, std::int64_t keys, std::int64_t padded) {
 }
 
 template <class S>
-void softmax(float* scores, std::int64_t keys, std::int64_t padded, float scale, float* sum,
-             float* log_sum_exp) {
+float scale_scores(float* scores, std::int64_t keys, std::int64_t padded, float scale) {
   mask_tail<S>(scores, keys, padded);
   auto highest = S::set(-std::numeric_limits<float>::infinity());
   const auto factor = S::set(scale);
@@ -187,16 +184,19 @@ void softmax(float* scores, std::int64_t keys, std::int64_t padded, float scale,
     S::store(scores + k, v);
     highest = S::max(v, highest);
   }
-  const float top = S::highest(highest);
-  const auto shift = S::set(top);
-  auto total = S::zero();
+  return S::highest(highest);
+}
+
+template <class S>
+void exponentials(float* scores, std::int64_t padded, float shift, float* sums) {
+  const auto minus = S::set(shift);
+  auto total = S::load(sums);
   for (std::int64_t k = 0; k < padded; k += 16) {
-    const auto p = exponential<S>(S::sub(S::load(scores + k), shift));
+    const auto p = exponential<S>(S::sub(S::load(scores + k), minus));
     S::store(scores + k, p);
     total = S::add(total, p);
   }
-  *sum = S::sum(total);
-  *log_sum_exp = top + std::log(*sum);
+  S::store(sums, total);
 }
 
 template <class S>

@@ -19,43 +19,6 @@
 
 namespace trimpot::impl {
 
-template <class S>
-void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
-              std::int64_t end, const Int8View& out) {
-  for (std::int64_t token = begin; token < end; ++token) {
-    const float* row = x + token * stride;
-    // Maxima drop NaN, and a broken model would go on with finite numbers. 0 * x keeps NaN and
-    // makes one of infinities.
-    auto broken = S::zero();
-    Int8Block* to = out.row(token);
-    for (std::int64_t block = 0; block < out.blocks; ++block) {
-      const std::int64_t left = columns - block * 32;
-      const float* from = row + block * 32;
-      const auto low = left >= 16 ? S::load(from) : S::load_first(from, static_cast<int>(left));
-      const auto high = left >= 32   ? S::load(from + 16)
-                        : left <= 16 ? S::zero()
-                                     : S::load_first(from + 16, static_cast<int>(left) - 16);
-      broken = S::fma(high, S::zero(), S::fma(low, S::zero(), broken));
-      const float highest = S::highest(S::max(S::abs(low), S::abs(high)));
-      // Below 1e-30 the reciprocal could overflow; such a block is zero for every purpose.
-      const float scale = highest > 1e-30f ? highest / 127.0f : 0.0f;
-      const auto inverse = S::set(highest > 1e-30f ? 127.0f / highest : 0.0f);
-      // 127 / highest may round up; the clamp keeps |code| <= 127.
-      const auto limit = S::set(127.0f), minus_limit = S::set(-127.0f);
-      const auto round = [&](typename S::F v) {
-        return S::max(S::min(S::mul(v, inverse), limit), minus_limit);
-      };
-      const std::int32_t sum = S::store_int8(to[block].codes, round(low), round(high));
-      to[block].scale = scale;
-      to[block].sum = sum;
-      to[block].scaled_sum = scale * static_cast<float>(sum);
-    }
-    const float poison = S::sum(broken);  // 0 or NaN
-    to->scale += poison;
-    to->scaled_sum += poison;
-  }
-}
-
 // How a group's zero-point is stored.
 enum class Shift { kConstant, kZeros, kOffsets };
 

@@ -7,6 +7,7 @@
 #include "kernels/impl/int8.h"
 #include "kernels/impl/limits.h"
 #include "kernels/impl/multiply.h"
+#include "kernels/impl/quantize.h"
 #include "kernels/kernels.h"
 
 namespace trimpot::impl {
@@ -33,7 +34,8 @@ constexpr Kernels make_kernels() {
   k.rms_norm_backward = rms_norm_backward<S>;
   k.swiglu = swiglu<S>;
   k.swiglu_backward = swiglu_backward<S>;
-  k.softmax = softmax<S>;
+  k.scale_scores = scale_scores<S>;
+  k.exponentials = exponentials<S>;
   k.softmax_again = softmax_again<S>;
   k.softmax_backward = softmax_backward<S>;
   k.rotate_pairs = rotate_pairs<S>;

@@ -90,11 +90,15 @@ struct Avx2 {
     return {_mm256_round_ps(a.low, kNearest), _mm256_round_ps(a.high, kNearest)};
   }
   static F scale_by_power(F a, F n) {
-    const auto power = [](__m256 exponent) {
-      const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(exponent), _mm256_set1_epi32(127));
+    const auto power = [](__m256i exponent) {
+      const __m256i biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
       return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
     };
-    return {_mm256_mul_ps(a.low, power(n.low)), _mm256_mul_ps(a.high, power(n.high))};
+    const auto scaled = [&](__m256 x, __m256 by) {
+      const __m256i whole = _mm256_cvtps_epi32(by), half = _mm256_srai_epi32(whole, 1);
+      return _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(whole, half)));
+    };
+    return {scaled(a.low, n.low), scaled(a.high, n.high)};
   }
   static float sum(F a) {
     const __m256 eight = _mm256_add_ps(a.low, a.high);
@@ -123,7 +127,7 @@ struct Avx2 {
     return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
   }
   static F to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
-  static std::int32_t store_int8(std::int8_t* to, F a, F b) {
+  static I store_int8(std::int8_t* to, F a, F b) {
     // Packing keeps to the halves of its operands: fours of codes come out as 0 2 4 6 1 3 5 7.
     const __m256i words_a =
         _mm256_packs_epi32(_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high));
@@ -134,10 +138,28 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
     const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    const __m128i four =
-        _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
-    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+    return {quads, _mm256_setzero_si256()};
+  }
+  static F highest_of_each(const F* v) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = highest(v[i]);
+    return load(lanes);
+  }
+  static I sum_of_each(const I* v) {
+    const auto eight = [](const I* of) {  // sums of four lanes: of[0], of[1], .. in each half
+      const auto add = [](const I& a) { return _mm256_add_epi32(a.low, a.high); };
+      const __m256i first = _mm256_hadd_epi32(_mm256_hadd_epi32(add(of[0]), add(of[1])),
+                                              _mm256_hadd_epi32(add(of[2]), add(of[3])));
+      const __m256i second = _mm256_hadd_epi32(_mm256_hadd_epi32(add(of[4]), add(of[5])),
+                                               _mm256_hadd_epi32(add(of[6]), add(of[7])));
+      return _mm256_add_epi32(_mm256_permute2x128_si256(first, second, 0x20),
+                              _mm256_permute2x128_si256(first, second, 0x31));
+    };
+    return {eight(v), eight(v + 8)};
+  }
+  static void store(std::int32_t* to, I a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), a.low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8), a.high);
   }
 
   static B load_bytes(const std::uint8_t* from) {

@@ -72,10 +72,7 @@ struct Avx512 {
   static F round(F a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  static F scale_by_power(F a, F n) {
-    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23)));
-  }
+  static F scale_by_power(F a, F n) { return _mm512_scalef_ps(a, n); }
   static float sum(F a) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -90,17 +87,41 @@ struct Avx512 {
   static I add(I a, I b) { return {_mm512_add_epi32(a, b)}; }
   static I sub(I a, I b) { return {_mm512_sub_epi32(a, b)}; }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
-  static std::int32_t store_int8(std::int8_t* to, F a, F b) {
-    const __m128i low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a));
-    const __m128i high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b));
-    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  static I store_int8(std::int8_t* to, F a, F b) {
+    const __m512i low = _mm512_cvtps_epi32(a), high = _mm512_cvtps_epi32(b);
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(low)),
+                                                  _mm512_cvtepi32_epi8(high), 1);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
-    const __m256i quads = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
-    const __m128i four =
-        _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
-    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+    return _mm512_add_epi32(low, high);
   }
+  // Lane i of the result comes from v[i]: in four rounds two halves of two vectors become one.
+  template <class Reduce>
+  static __m512 reduce_each(const __m512* v, Reduce reduce) {
+    __m512 eight[8], four[4], two[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const __m512 a = v[i % 4 + i / 4 * 8], b = v[i % 4 + i / 4 * 8 + 4];
+      eight[i] = reduce(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      four[i] = reduce(_mm512_shuffle_f32x4(eight[i], eight[i + 4], 0x88),
+                       _mm512_shuffle_f32x4(eight[i], eight[i + 4], 0xdd));
+    for (int i = 0; i < 2; ++i)
+      two[i] = reduce(_mm512_unpacklo_ps(four[2 * i], four[2 * i + 1]),
+                      _mm512_unpackhi_ps(four[2 * i], four[2 * i + 1]));
+    return reduce(_mm512_shuffle_ps(two[0], two[1], 0x44), _mm512_shuffle_ps(two[0], two[1], 0xee));
+  }
+  static F highest_of_each(const F* v) {
+    return reduce_each(v, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
+  }
+  static I sum_of_each(const I* v) {
+    const auto add = [](__m512 a, __m512 b) {
+      return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+    };
+    return _mm512_castps_si512(reduce_each(reinterpret_cast<const __m512*>(v), add));
+  }
+  static void store(std::int32_t* to, I a) { _mm512_storeu_si512(to, a); }
 
   static void store_bytes(std::uint8_t* to, B a) { _mm512_storeu_si512(to, a.v); }
   static B load_bytes(const std::uint8_t* from) { return {_mm512_loadu_si512(from)}; }

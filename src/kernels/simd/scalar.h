@@ -98,12 +98,15 @@ struct Scalar {
   static F round(F a) {
     return map([&](int i) { return std::nearbyint(a.lane[i]); });
   }
-  // a * 2^n for integral n with -126 <= n <= 127.
+  // a * 2^n for a of about 1 and integral n, -252 <= n <= 254: two factors, because one exponent
+  // field holds -126 .. 127. The first product is exact.
   static F scale_by_power(F a, F n) {
+    const auto power = [](std::int32_t exponent) {
+      return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
+    };
     return map([&](int i) {
-      const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i]) + 127)
-                        << 23;
-      return a.lane[i] * std::bit_cast<float>(bits);
+      const auto whole = static_cast<std::int32_t>(n.lane[i]), half = whole >> 1;
+      return a.lane[i] * power(half) * power(whole - half);
     });
   }
   // Tree order ((i, i+8), (i, i+4), (i, i+2), (i, i+1)): the same in every instruction set.
@@ -138,17 +141,28 @@ struct Scalar {
   static F to_float(I a) {
     return map([&](int i) { return static_cast<float>(a.lane[i]); });
   }
-  // Rounds to nearest even and narrows to int8; values within -127 .. 127. Returns the sum of all
-  // 32.
-  static std::int32_t store_int8(std::int8_t* to, F a, F b) {
-    std::int32_t total = 0;
+  // Rounds to nearest even and narrows to int8; values within -127 .. 127. The lanes of the result
+  // add up to the sum of all 32.
+  static I store_int8(std::int8_t* to, F a, F b) {
+    I sums = zero_int();
     for (int i = 0; i < 32; ++i) {
       const float value = i < 16 ? a.lane[i] : b.lane[i - 16];
       to[i] = static_cast<std::int8_t>(static_cast<int>(std::nearbyint(value)));
-      total += to[i];
+      sums.lane[i % 16] += to[i];
     }
-    return total;
+    return sums;
   }
+  // Lane i comes from v[i]: its largest lane, and the sum of its lanes.
+  static F highest_of_each(const F* v) {
+    return map([&](int i) { return highest(v[i]); });
+  }
+  static I sum_of_each(const I* v) {
+    I sums = zero_int();
+    for (int i = 0; i < 16; ++i)
+      for (int k = 0; k < 16; ++k) sums.lane[i] += v[i].lane[k];
+    return sums;
+  }
+  static void store(std::int32_t* to, I a) { std::memcpy(to, a.lane, sizeof a.lane); }
 
   static B load_bytes(const std::uint8_t* from) {
     B out;

@@ -112,12 +112,22 @@ inline __m512 pick_fours(__m512 a, __m512 b, int order) {
   return vector_of<__m512>(to);
 }
 
+// SIMDe multiplies by the power, which 32 bits may not hold.
+inline __m512 scale_by_power(__m512 a, __m512 n) {
+  auto lanes = lanes_of<float>(a);
+  const auto powers = lanes_of<float>(n);
+  for (int i = 0; i < 16; ++i)
+    lanes.lane[i] = __builtin_ldexpf(lanes.lane[i], static_cast<int>(powers.lane[i]));
+  return vector_of<__m512>(lanes);
+}
+
 }  // namespace emulated
 
 // Macros of GCC's at -O0.
 #undef _mm512_cvtps_ph
 #undef _mm512_extractf32x8_ps
 #undef _mm512_permute_ps
+#undef _mm512_scalef_ps
 #undef _mm512_shuffle_f32x4
 #define _mm512_extractf32x8_ps(a, half) (emulated::lanes_of<__m256>(a).lane[half])
 #define _mm512_reduce_max_ps emulated::highest
@@ -133,6 +143,7 @@ inline __m512 pick_fours(__m512 a, __m512 b, int order) {
 #define _mm512_cvtps_ph(a, rounding) emulated::float_to_half(a)
 #define _mm512_cvtps_epi32 emulated::round_to_int
 #define _mm512_permute_ps emulated::permute_in_fours
+#define _mm512_scalef_ps emulated::scale_by_power
 #define _mm512_shuffle_f32x4 emulated::pick_fours
 #define _mm256_mask_storeu_epi16 emulated::store_some_halves
 #define _mm512_cvtneps_pbh emulated::to_bf16

@@ -1,0 +1,84 @@
+// Rounding activations to int8 in blocks of 32 columns, each with its own scale.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+
+namespace trimpot::impl {
+
+// Blocks [0, count) of a row, at most 16, from x on. What is one number for a block is worked out
+// for all of them at once, a lane each.
+// kWhole: all 16 of them, all columns.
+template <class S, bool kWhole>
+[[gnu::always_inline]] inline void quantize_blocks(const float* x, std::int64_t left, int blocks,
+                                                   Int8Block* to, typename S::F& broken) {
+  const int count = kWhole ? 16 : blocks;
+  const auto load = [&](int i) __attribute__((always_inline)) {
+    const std::int64_t have = left - 16 * i;
+    return kWhole || have >= 16 ? S::load(x + 16 * i)
+           : have > 0           ? S::load_first(x + 16 * i, static_cast<int>(have))
+                                : S::zero();
+  };
+  typename S::F largest[16];
+  typename S::I sums[16];
+  for (int i = 0; i < count; ++i) {
+    const auto low = load(2 * i), high = load(2 * i + 1);
+    broken = S::fma(high, S::zero(), S::fma(low, S::zero(), broken));
+    largest[i] = S::max(S::abs(low), S::abs(high));
+  }
+  for (int i = count; i < 16; ++i) {
+    largest[i] = S::zero();
+    sums[i] = S::zero_int();
+  }
+  alignas(64) float scale[16], inverse[16], scaled_sum[16];
+  alignas(64) std::int32_t sum[16];
+  S::store(scale, S::highest_of_each(largest));
+  for (int i = 0; i < 16; ++i) {
+    // Below 1e-30 the reciprocal could overflow; such a block is zero for every purpose.
+    const bool zero = !(scale[i] > 1e-30f);
+    const float reciprocal = 127.0f / (zero ? 1.0f : scale[i]), step = scale[i] / 127.0f;
+    inverse[i] = zero ? 0.0f : reciprocal;
+    scale[i] = zero ? 0.0f : step;
+  }
+  // 127 / highest may round up; the clamp keeps |code| <= 127.
+  const auto limit = S::set(127.0f), minus_limit = S::set(-127.0f);
+  for (int i = 0; i < count; ++i) {
+    const auto factor = S::set(inverse[i]);
+    const auto round = [&](typename S::F v) __attribute__((always_inline)) {
+      return S::max(S::min(S::mul(v, factor), limit), minus_limit);
+    };
+    sums[i] = S::store_int8(to[i].codes, round(load(2 * i)), round(load(2 * i + 1)));
+  }
+  S::store(sum, S::sum_of_each(sums));
+  for (int i = 0; i < 16; ++i) scaled_sum[i] = scale[i] * static_cast<float>(sum[i]);
+#pragma GCC unroll 1  // GCC 12 takes them from registers otherwise, by a shuffle each
+  for (int i = 0; i < count; ++i) {
+    to[i].scale = scale[i];
+    to[i].sum = sum[i];
+    to[i].scaled_sum = scaled_sum[i];
+  }
+}
+
+template <class S>
+void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
+              std::int64_t end, const Int8View& out) {
+  for (std::int64_t token = begin; token < end; ++token) {
+    const float* row = x + token * stride;
+    // Maxima drop NaN, and a broken model would go on with finite numbers. 0 * x keeps NaN and
+    // makes one of infinities.
+    auto broken = S::zero();
+    Int8Block* to = out.row(token);
+    std::int64_t block = 0;
+    for (; (block + 16) * 32 <= columns; block += 16)
+      quantize_blocks<S, true>(row + block * 32, 512, 16, to + block, broken);
+    if (block < out.blocks)
+      quantize_blocks<S, false>(row + block * 32, columns - block * 32,
+                                static_cast<int>(out.blocks - block), to + block, broken);
+    const float poison = S::sum(broken);  // 0 or NaN
+    to->scale += poison;
+    to->scaled_sum += poison;
+  }
+}
+
+}  // namespace trimpot::impl
