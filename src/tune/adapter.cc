@@ -10,6 +10,7 @@
 
 #include "format/ggml_blocks.h"
 #include "io/safetensors/safetensors.h"
+#include "tune/adapter_parts.h"
 
 namespace trimpot {
 namespace {
@@ -93,6 +94,8 @@ std::vector<const gguf::TensorInfo*> sorted_tensors(const gguf::File& file) {
 
 // The adapter's tensors, one after another, into its layers.
 class AdapterReader {
+  using Info = safetensors::TensorInfo;
+
  public:
   AdapterReader(const safetensors::File& file, const Model& model, Adapter& adapter)
       : file_(file), model_(model), adapter_(adapter) {
@@ -100,10 +103,14 @@ class AdapterReader {
     adapter_.layers.resize(model.linear_count());
   }
 
-  Status read_all() {
-    for (const safetensors::TensorInfo& tensor : file_.tensors()) TRIMPOT_TRY_VOID(read(tensor));
+  // Tensors are copied by the team, each to a place of its own.
+  Status read_all(ThreadTeam* team) {
+    const std::vector<Info>& tensors = file_.tensors();
+    TRIMPOT_TRY_VOID(run_parts(
+        team, tensors.size(), [&](std::size_t i) { return read(tensors[i]); },
+        [&](std::size_t i) { return tensors[i].name; }));
     for (std::size_t index = 0; index < adapter_.layers.size(); ++index) {
-      const AdapterPart& part = adapter_.layers[index];
+      AdapterPart& part = adapter_.layers[index];
       if (part.weak_columns.empty() != part.weak.empty() ||
           part.lora_a.empty() != part.lora_b.empty())
         return fail("{}: {} has {} without {}", file_.path(), linear_tensor_name(index),
@@ -115,13 +122,12 @@ class AdapterReader {
                     : !part.weak_columns.empty() ? ".weak"
                     : !part.lora_a.empty()       ? ".lora_b"
                                                  : ".lora_a");
+      part.rank = static_cast<std::int64_t>(part.lora_b.size()) / model_.linear(index).rows();
     }
     return {};
   }
 
  private:
-  using Info = safetensors::TensorInfo;
-
   Status read(const Info& tensor) {
     const std::size_t dot = tensor.name.rfind('.');
     const std::string kind = dot == std::string::npos ? "" : tensor.name.substr(dot + 1);
@@ -176,18 +182,14 @@ class AdapterReader {
       if (!std::isfinite(out[i]))
         return fail("{}: tensor {}, element {}: not a finite number", file_.path(), tensor.name, i);
     const std::string_view name = tensor.name;
-    const bool is_weak = name.ends_with(".weak");
     const std::string other_name =
-        std::string(name.substr(0, name.rfind('.'))) + (is_weak     ? ".weak_columns"
-                                                        : rows == 0 ? ".lora_b"
-                                                                    : ".lora_a");
+        std::string(name.substr(0, name.rfind('.'))) + (name.ends_with(".weak") ? ".weak_columns"
+                                                        : rows == 0             ? ".lora_b"
+                                                                                : ".lora_a");
     const Info* other = file_.find(other_name);
     if (other != nullptr &&
         (other->shape.empty() || free != (rows == 0 ? other->shape.back() : other->shape.front())))
       return fail("{}: tensors {} and {} do not fit together", file_.path(), name, other_name);
-    if (!is_weak)
-      adapter_.layers[index_.at(tensor.name.substr(0, name.rfind('.')))].rank =
-          static_cast<std::int64_t>(free);
     return {};
   }
 
@@ -306,7 +308,8 @@ Status write_adapter(const std::string& path, const Fingerprint& base, const std
   return safetensors::write(path, metadata, outputs);
 }
 
-Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, const Model& model) {
+Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, const Model& model,
+                             ThreadTeam* team) {
   TRIMPOT_TRY(const safetensors::File file, safetensors::File::open(path));
   const auto metadata = [&](const std::string& key) {
     const auto found = file.metadata().find(key);
@@ -341,7 +344,7 @@ Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, c
           "another model",
           path);
   }
-  TRIMPOT_TRY_VOID(AdapterReader(file, model, adapter).read_all());
+  TRIMPOT_TRY_VOID(AdapterReader(file, model, adapter).read_all(team));
   return adapter;
 }
 

@@ -73,8 +73,10 @@ struct AdapterBase {
 };
 
 // Errors: not an adapter of this program, one that belongs to another base, tensors that do not fit
-// the model, numbers that are not finite, channels that repeat.
-Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, const Model& model);
+// the model, numbers that are not finite, channels that repeat. The threads of `team` share the
+// tensors; null: this thread reads them all.
+Result<Adapter> read_adapter(const std::string& path, const AdapterBase& base, const Model& model,
+                             ThreadTeam* team = nullptr);
 
 // Two adapters that hold the same scales or zero-points; unless `low_rank_adds`, two low-rank paths
 // of one layer. Differences of weak columns may always be added. The error names the adapters and

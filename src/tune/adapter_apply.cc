@@ -1,11 +1,9 @@
 // Adapters into a loaded model.
 #include <algorithm>
 #include <cmath>
-#include <new>
 
 #include "base/half.h"
 #include "model/stored.h"
-#include "sys/thread_team.h"
 #include "tune/adapter_parts.h"
 #include "tune/scale_groups.h"
 
@@ -226,28 +224,16 @@ Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& mod
   TRIMPOT_TRY_VOID(check_conflicts(adapters, false));
   Overlay overlay;
   overlay.linears.resize(model.linear_count());
-  std::vector<Status> done(model.linear_count());
-  const auto make = [&](std::int64_t begin, std::int64_t end, int) {
-    for (; begin < end; ++begin) {
-      const auto index = static_cast<std::size_t>(begin);
-      try {
-        done[index] = overlay_linear(adapters, index, model, overlay.linears[index]);
-      } catch (const std::bad_alloc&) {  // no thread of a team may throw
-        done[index] = fail("no memory for tensor {} of an adapter", linear_tensor_name(index));
-      }
-    }
+  const auto make = [&](std::size_t index) {
+    return overlay_linear(adapters, index, model, overlay.linears[index]);
   };
-  if (team != nullptr)
-    team->for_each(static_cast<std::int64_t>(done.size()), 1, make);
-  else
-    make(0, static_cast<std::int64_t>(done.size()), 0);
-  for (Status& status : done) TRIMPOT_TRY_VOID(std::move(status));
+  TRIMPOT_TRY_VOID(run_parts(team, model.linear_count(), make, linear_tensor_name));
   return overlay;
 }
 
 Result<Overlay> load_overlay(const std::string& path, const AdapterBase& base, const Model& model,
                              ThreadTeam* team) {
-  TRIMPOT_TRY(const Adapter adapter, read_adapter(path, base, model));
+  TRIMPOT_TRY(const Adapter adapter, read_adapter(path, base, model, team));
   auto overlay = make_overlay({&adapter, 1}, model, team);
   if (!overlay) return fail("{}: {}", path, overlay.error().message);
   return overlay;

@@ -1,9 +1,11 @@
 // What applying adapters to a model and merging them into its weights have in common.
 #pragma once
 
+#include <new>
 #include <span>
 #include <vector>
 
+#include "sys/thread_team.h"
 #include "tune/adapter.h"
 
 namespace trimpot {
@@ -27,6 +29,29 @@ Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, cons
 
 // f16(old + difference) for columns that the layer has. Errors: others, values that are not finite.
 Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, LinearOverlay& out);
+
+// part(0) .. part(count - 1), each a Status, shared among the team (null: by this thread). The
+// error of the first that has one; "no memory for .." what `name` calls one that ran out of it.
+template <class Part, class Name>
+Status run_parts(ThreadTeam* team, std::size_t count, Part&& part, Name&& name) {
+  std::vector<Status> done(count);
+  const auto run = [&](std::int64_t begin, std::int64_t end, int) {
+    for (auto index = static_cast<std::size_t>(begin); index < static_cast<std::size_t>(end);
+         ++index) {
+      try {
+        done[index] = part(index);
+      } catch (const std::bad_alloc&) {  // no thread of a team may throw
+        done[index] = fail("no memory for tensor {} of an adapter", name(index));
+      }
+    }
+  };
+  if (team != nullptr)
+    team->for_each(static_cast<std::int64_t>(count), 1, run);
+  else
+    run(0, static_cast<std::int64_t>(count), 0);
+  for (Status& status : done) TRIMPOT_TRY_VOID(std::move(status));
+  return {};
+}
 
 // Makes an overlay the layer's own.
 void put_into(LinearOverlay&& from, Linear& linear);
