@@ -61,11 +61,13 @@ template <class S, class Stored, int kTokens, int kTiles>
   }
 }
 
-// kTokens x kTiles outputs: all accumulators stay in registers. `codes`: the first tile's.
+// kTokens x kTiles outputs: all accumulators stay in registers. `codes`: the first tile's. Bit n of
+// `prefetch`: the codes that follow tile n are asked for.
 template <class S, class C, class K, int kTokens, int kTiles>
 void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View& x,
                   std::int64_t token, std::int64_t tile, const GroupArrays* of_token,
-                  const WeakPart* weak, float* y, std::int64_t y_stride, bool add, bool prefetch) {
+                  const WeakPart* weak, float* y, std::int64_t y_stride, bool add,
+                  unsigned prefetch) {
   constexpr std::int64_t kChunkBytes = C::kBits * 64;
   typename S::F sum[kTokens][kTiles];
   for (int t = 0; t < kTokens; ++t)
@@ -90,9 +92,9 @@ void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View
       for (int n = 0; n < kTiles; ++n) part[t][n] = S::zero();
     for (; chunk < group_end; ++chunk) {
       if constexpr (kTokens <= 4)  // more tokens wait for arithmetic, and lack the registers
-        if (prefetch)
 #pragma GCC unroll 2
-          for (int n = 0; n < kTiles; ++n)
+        for (int n = 0; n < kTiles; ++n)
+          if (prefetch >> n & 1)
 #pragma GCC unroll 8
             for (int line = 0; line < C::kBits; ++line)
               __builtin_prefetch(ahead + n * tile_bytes + chunk * kChunkBytes + 64 * line);
@@ -238,7 +240,7 @@ template <class S, class C, class K, int kTiles>
                       (end - begin) / S::kMaxRowsI8);
   for (; end - begin >= S::kMaxRowsI8; begin += S::kMaxRowsI8) {
     linear_block<S, Unpacked<C>, K, S::kMaxRowsI8, kTiles>(unpacked, bytes, x, begin, tile, nullptr,
-                                                           nullptr, y, y_stride, add, false);
+                                                           nullptr, y, y_stride, add, 0);
     next.ask();
   }
   return begin;
@@ -253,8 +255,11 @@ void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, st
   SharedPrefetch next(codes + kTiles * w.tile_bytes, kTiles * w.tile_bytes, (end - begin) / kMost);
   std::int64_t token = begin;
   const auto block = [&]<int kTokens>() {
+    // The first block asks for the next tiles; of two blocks of 4 tokens each asks for one of them,
+    // so that memory is idle in neither (eight sequences: 1.05 to 1.07 times as fast).
+    const unsigned first = end - begin == 8 && kTiles == 2 ? 1 : 3;
     linear_block<S, C, K, kTokens, kTiles>(w, codes, x, token, tile, of_token, weak, y, y_stride,
-                                           add, token == begin);
+                                           add, token == begin ? first : ~first & 3);
     next.ask();
     token += kTokens;
   };
