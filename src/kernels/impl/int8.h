@@ -61,13 +61,12 @@ template <class S, class Stored, int kTokens, int kTiles>
   }
 }
 
-// kTokens x kTiles outputs: all accumulators stay in registers. `codes`: the first tile's. Bit n of
-// `prefetch`: the codes that follow tile n are asked for.
-template <class S, class C, class K, int kTokens, int kTiles>
+// kTokens x kTiles outputs: all accumulators stay in registers. `codes`: the first tile's. Those
+// that follow are asked for if `prefetch`; the second tile's, with kShares, if not.
+template <class S, class C, class K, int kTokens, int kTiles, bool kShares = false>
 void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View& x,
                   std::int64_t token, std::int64_t tile, const GroupArrays* of_token,
-                  const WeakPart* weak, float* y, std::int64_t y_stride, bool add,
-                  unsigned prefetch) {
+                  const WeakPart* weak, float* y, std::int64_t y_stride, bool add, bool prefetch) {
   constexpr std::int64_t kChunkBytes = C::kBits * 64;
   typename S::F sum[kTokens][kTiles];
   for (int t = 0; t < kTokens; ++t)
@@ -91,13 +90,19 @@ void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View
 #pragma GCC unroll 4
       for (int n = 0; n < kTiles; ++n) part[t][n] = S::zero();
     for (; chunk < group_end; ++chunk) {
-      if constexpr (kTokens <= 4)  // more tokens wait for arithmetic, and lack the registers
+      if constexpr (kTokens <= 4) {  // more tokens wait for arithmetic, and lack the registers
+        if (prefetch)
 #pragma GCC unroll 2
-        for (int n = 0; n < kTiles; ++n)
-          if (prefetch >> n & 1)
+          for (int n = 0; n < (kShares ? 1 : kTiles); ++n)
 #pragma GCC unroll 8
             for (int line = 0; line < C::kBits; ++line)
               __builtin_prefetch(ahead + n * tile_bytes + chunk * kChunkBytes + 64 * line);
+        if constexpr (kShares)
+          if (!prefetch)
+#pragma GCC unroll 8
+            for (int line = 0; line < C::kBits; ++line)
+              __builtin_prefetch(ahead + tile_bytes + chunk * kChunkBytes + 64 * line);
+      }
       typename S::I dot[S::template kPasses<C::kByteBits>][kTokens][kTiles];
       const auto multiply = [&]<int kPass, int kStep, bool kFirst>()
           __attribute__((always_inline)) {
@@ -240,7 +245,7 @@ template <class S, class C, class K, int kTiles>
                       (end - begin) / S::kMaxRowsI8);
   for (; end - begin >= S::kMaxRowsI8; begin += S::kMaxRowsI8) {
     linear_block<S, Unpacked<C>, K, S::kMaxRowsI8, kTiles>(unpacked, bytes, x, begin, tile, nullptr,
-                                                           nullptr, y, y_stride, add, 0);
+                                                           nullptr, y, y_stride, add, false);
     next.ask();
   }
   return begin;
@@ -254,15 +259,16 @@ void linear_tiles(const MatrixView& w, const Int8View& x, std::int64_t begin, st
   const std::uint8_t* codes = w.codes + tile * w.tile_bytes;
   SharedPrefetch next(codes + kTiles * w.tile_bytes, kTiles * w.tile_bytes, (end - begin) / kMost);
   std::int64_t token = begin;
-  const auto block = [&]<int kTokens>() {
-    // The first block asks for the next tiles; of two blocks of 4 tokens each asks for one of them,
-    // so that memory is idle in neither (eight sequences: 1.05 to 1.07 times as fast).
-    const unsigned first = end - begin == 8 && kTiles == 2 ? 1 : 3;
-    linear_block<S, C, K, kTokens, kTiles>(w, codes, x, token, tile, of_token, weak, y, y_stride,
-                                           add, token == begin ? first : ~first & 3);
+  const auto block = [&]<int kTokens, bool kShares = false>() {
+    linear_block<S, C, K, kTokens, kTiles, kShares>(w, codes, x, token, tile, of_token, weak, y,
+                                                    y_stride, add, token == begin);
     next.ask();
     token += kTokens;
   };
+  // Each of two blocks asks for one of the next tiles: memory is idle in neither (eight sequences
+  // 1.01 to 1.05 times as fast).
+  if constexpr (kTiles == 2)
+    while (end - begin == 8 && token < end) block.template operator()<4, true>();
   if constexpr (kMost > 4)
     // 8 tokens are 4 and 4, not 6 and 2: with the prefetch a quarter faster.
     while (end - token >= kMost && end - token != 8) block.template operator()<kMost>();
