@@ -75,23 +75,23 @@ void score_keys(Compute& compute, const AttentionShape& shape, const KeyValues& 
                            false);
 }
 
-// Sums of exponentials, every 16th score in one of them.
+// Sums of exponentials, every 16th score in one of them: those of pieces are added in order, then
+// lane by lane, whoever worked them out.
 struct Sums {
-  float lane[16] = {};
-  void add(const Sums& other) {
-    for (int i = 0; i < 16; ++i) lane[i] += other.lane[i];
+  static constexpr std::int64_t kLanes = 16;
+  float lane[kLanes] = {};
+  void add(const float* other) {
+    for (std::int64_t i = 0; i < kLanes; ++i) lane[i] += other[i];
   }
-  float total() const {
-    float half[16];
-    std::copy_n(lane, 16, half);
-    for (int width = 8; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) half[i] += half[i + width];
-    return half[0];
+  float total() {
+    for (std::int64_t width = kLanes / 2; width > 0; width /= 2)
+      for (std::int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
   }
 };
 
 // scores[0, keys) -> exp(scale * score - highest), zero up to `padded`; gives their sum and the
-// log-sum-exp of the scaled scores. Sums of kPart keys are added in order: threads may share them.
+// log-sum-exp of the scaled scores.
 void softmax(const Kernels& k, float* scores, std::int64_t keys, std::int64_t padded, float scale,
              float* sum, float* log_sum_exp) {
   const float highest = k.scale_scores(scores, keys, padded, scale);
@@ -99,14 +99,14 @@ void softmax(const Kernels& k, float* scores, std::int64_t keys, std::int64_t pa
   for (std::int64_t first = 0; first < padded; first += kPart) {
     Sums part;
     k.exponentials(scores + first, std::min(kPart, padded - first), highest, part.lane);
-    sums.add(part);
+    sums.add(part.lane);
   }
   *sum = sums.total();
   *log_sum_exp = highest + std::log(*sum);
 }
 
-// The weights of keys first .. end of int8 values, those from `keys` on zero, take the values'
-// scales and are rounded to int8: a row of `weights`, from its first on.
+// The weights of keys first .. end of int8 values take the values' scales and are rounded to int8,
+// in a row of weights. Those from `keys` on are zero and stay so, whatever a later value's scale.
 void round_weights(const Kernels& k, const KeyValues& cache, std::int64_t kv_head,
                    std::int64_t first, std::int64_t end, std::int64_t keys, float* scores,
                    Int8Block* weights) {
@@ -115,7 +115,8 @@ void round_weights(const Kernels& k, const KeyValues& cache, std::int64_t kv_hea
   k.quantize(scores + first, 0, end - first, 0, 1, part);
 }
 
-// out [rows, channels first .. end) of a head, from weights as weigh_values() leaves them.
+// out [rows, channels first .. end) of a head, from weights as softmax() and, of int8 values,
+// round_weights() leave them.
 void add_values(Compute& compute, const AttentionShape& shape, const KeyValues& cache,
                 std::int64_t kv_head, std::int64_t keys, std::int64_t padded, std::int64_t rows,
                 std::int64_t first, std::int64_t end, const float* scores, const Int8View& weights,
@@ -193,11 +194,11 @@ void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, con
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
+    const std::int64_t seen = keys - unit.count + query + 1;
     float lse;
-    softmax(compute.kernels, scores + i * padded, keys - unit.count + query + 1, padded, scale,
-            &sums[i], &lse);
+    softmax(compute.kernels, scores + i * padded, seen, padded, scale, &sums[i], &lse);
     if (int8)
-      round_weights(compute.kernels, cache, kv_head, 0, padded, keys, scores + i * padded,
+      round_weights(compute.kernels, cache, kv_head, 0, padded, seen, scores + i * padded,
                     weights.row(i));
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
   }
@@ -217,12 +218,12 @@ void attend_long(Compute& compute, const AttentionShape& shape, const Segment& s
   const std::int64_t parts = (padded + kPart - 1) / kPart;
   const bool int8 = cache.type() == CacheType::kInt8;
   const std::int64_t floats = int8 ? int8_floats(1, padded) : 0;  // of a head
-  float* scores =
-      compute.shared(Compute::kScores, shape.heads * (padded + floats + 17 * parts + 1));
+  float* scores = compute.shared(Compute::kScores,
+                                 shape.heads * (padded + floats + (1 + Sums::kLanes) * parts + 1));
   float* rounded = scores + shape.heads * padded;
-  float* highest = rounded + shape.heads * floats;                           // [heads, parts]
-  auto* part_sums = reinterpret_cast<Sums*>(highest + shape.heads * parts);  // [heads, parts]
-  float* sums = highest + shape.heads * parts * 17;
+  float* highest = rounded + shape.heads * floats;  // [heads, parts]
+  float* lanes = highest + shape.heads * parts;     // [heads, parts, Sums::kLanes]
+  float* sums = lanes + shape.heads * parts * Sums::kLanes;
   const float* queries = q + segment.row * shape.q_width();
   float* to = out + segment.row * shape.q_width();
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
@@ -246,8 +247,9 @@ void attend_long(Compute& compute, const AttentionShape& shape, const Segment& s
       float* row = scores + head * padded;
       const float* of_head = highest + head * parts;
       const float shift = *std::max_element(of_head, of_head + parts);
-      Sums& of_part = part_sums[head * parts + part] = {};
-      kernels.exponentials(row + first, end - first, shift, of_part.lane);
+      float* of_part = lanes + (head * parts + part) * Sums::kLanes;
+      std::fill_n(of_part, Sums::kLanes, 0.0f);
+      kernels.exponentials(row + first, end - first, shift, of_part);
       if (int8)
         round_weights(kernels, cache, kv_head, first, end, keys, row,
                       int8_view(rounded + head * floats, padded).row(0));
@@ -255,7 +257,8 @@ void attend_long(Compute& compute, const AttentionShape& shape, const Segment& s
   });
   for (std::int64_t head = 0; head < shape.heads; ++head) {
     Sums all;
-    for (std::int64_t part = 0; part < parts; ++part) all.add(part_sums[head * parts + part]);
+    for (std::int64_t part = 0; part < parts; ++part)
+      all.add(lanes + (head * parts + part) * Sums::kLanes);
     sums[head] = all.total();
     if (log_sum_exp == nullptr) continue;
     const float* of_head = highest + head * parts;

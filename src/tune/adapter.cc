@@ -92,7 +92,7 @@ std::vector<const gguf::TensorInfo*> sorted_tensors(const gguf::File& file) {
   return tensors;
 }
 
-// The adapter's tensors, one after another, into its layers.
+// The adapter's tensors into its layers.
 class AdapterReader {
   using Info = safetensors::TensorInfo;
 

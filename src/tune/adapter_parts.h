@@ -1,4 +1,4 @@
-// What applying adapters to a model and merging them into its weights have in common.
+// What reading adapters, applying them to a model and merging them into its weights have in common.
 #pragma once
 
 #include <new>

@@ -2,6 +2,7 @@
 // scalar one, whose results are right.
 #include <gtest/gtest.h>
 
+#include "kernels/attention.h"
 #include "kernels/isa_shapes.h"
 #include "kernels/kernels.h"
 #include "support/compare.h"
@@ -144,6 +145,31 @@ std::vector<float> linear(const Kernels& kernels, const Matrix& weight, const Ro
   kernels.linear_int8(weight.view(), x.view, begin, end, 0, weight.view().tiles, nullptr, nullptr,
                       y.data(), weight.rows(), add);
   return y;
+}
+
+// Tokens of one prompt are scored together: a broken one must not reach those before it, which
+// decoding computes without it.
+TEST_P(IsaInt8, ABrokenValueLeavesEarlierTokensAlone) {
+  const AttentionShape shape{2, 1, 64};
+  constexpr std::int64_t kTokens = 40;
+  Compute compute(*GetParam(), Precision::kDefault, 2);
+  const auto run = [&](float bad) {
+    RandomStream random(5);
+    Floats q = random.normals(kTokens * shape.q_width(), 1.0f), out(q.size());
+    Floats k = random.normals(kTokens * shape.kv_width(), 1.0f);
+    Floats v = random.normals(kTokens * shape.kv_width(), 1.0f);
+    v.back() += bad;
+    KeyValues cache;
+    cache.allocate(compute, shape, kTokens, CacheType::kInt8);
+    cache.store(compute, shape, 0, kTokens, k.data(), v.data());
+    const Segment segment{0, kTokens, 0, &cache};
+    attention(compute, shape, {&segment, 1}, q.data(), out.data(), nullptr);
+    return out;
+  };
+  const Floats want = run(0.0f), got = run(std::nanf(""));
+  const std::int64_t earlier = (kTokens - 1) * shape.q_width();
+  EXPECT_TRUE(std::isnan(got.back()));
+  EXPECT_TRUE(std::equal(want.begin(), want.begin() + earlier, got.begin()));
 }
 
 // Every number of tokens gives what one at a time gives, and what the scalar kernels give.

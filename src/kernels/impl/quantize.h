@@ -7,9 +7,8 @@
 
 namespace trimpot::impl {
 
-// Blocks [0, count) of a row, at most 16, from x on. What is one number for a block is worked out
-// for all of them at once, a lane each.
-// kWhole: all 16 of them, all columns.
+// At most 16 blocks of a row, from x on; kWhole: 16, all of their columns. What is one number for a
+// block is worked out for all of them at once, a lane each.
 template <class S, bool kWhole>
 [[gnu::always_inline]] inline void quantize_blocks(const float* x, std::int64_t left, int blocks,
                                                    Int8Block* to, typename S::F& broken) {
@@ -69,12 +68,15 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
     // makes one of infinities.
     auto broken = S::zero();
     Int8Block* to = out.row(token);
-    std::int64_t block = 0;
-    for (; (block + 16) * 32 <= columns; block += 16)
-      quantize_blocks<S, true>(row + block * 32, 512, 16, to + block, broken);
-    if (block < out.blocks)
-      quantize_blocks<S, false>(row + block * 32, columns - block * 32,
-                                static_cast<int>(out.blocks - block), to + block, broken);
+    for (std::int64_t block = 0; block < out.blocks; block += 16) {
+      const float* from = row + block * 32;
+      const std::int64_t left = columns - block * 32, blocks = out.blocks - block;
+      if (left >= 512)
+        quantize_blocks<S, true>(from, left, 16, to + block, broken);
+      else
+        quantize_blocks<S, false>(from, left, static_cast<int>(blocks < 16 ? blocks : 16),
+                                  to + block, broken);
+    }
     const float poison = S::sum(broken);  // 0 or NaN
     to->scale += poison;
     to->scaled_sum += poison;
