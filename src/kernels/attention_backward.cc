@@ -107,24 +107,25 @@ void fill_inputs(Compute& compute, const AttentionShape& shape, const Block& key
 // One block of queries of a unit: the rows of q, out and so on, and their scores.
 struct Rows {
   std::int64_t first, count;  // within the segment
-  std::int64_t keys, padded;  // that they see; rows of scores are `padded` floats apart
+  std::int64_t keys, padded;  // that they see
   const float *q, *d_out;     // [count, head_dim], rows q_width apart
   float* d_q;
 };
 
-// The attention's weights p and, in place of d_p, the scores' gradients.
+// The attention's weights p and, in place of d_p, the scores' gradients; rows `stride` floats
+// apart.
 void scores_backward(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
-                     const AttentionGradients& g, const Rows& rows, float* p, float* d_p) {
+                     const AttentionGradients& g, const Rows& rows, float* p, float* d_p,
+                     std::int64_t stride) {
   const std::int64_t dim = shape.head_dim, width = shape.q_width();
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const float* out = g.out + (rows.q - g.q);
   const std::int64_t row = unit.segment->row + rows.first;
   for (std::int64_t i = 0; i < rows.count; ++i) {
     const float delta = compute.kernels.dot(rows.d_out + i * width, out + i * width, dim);
-    compute.kernels.softmax_again(p + i * rows.padded, rows.first + i + 1, rows.padded, scale,
+    compute.kernels.softmax_again(p + i * stride, rows.first + i + 1, rows.padded, scale,
                                   g.log_sum_exp[(row + i) * shape.heads + unit.head]);
-    compute.kernels.softmax_backward(p + i * rows.padded, rows.padded, delta, scale,
-                                     d_p + i * rows.padded);
+    compute.kernels.softmax_backward(p + i * stride, rows.padded, delta, scale, d_p + i * stride);
   }
 }
 
@@ -161,7 +162,7 @@ void unit_backward(Compute& compute, const AttentionShape& shape, const Backward
                              padded, dim, p, padded, false);
     compute.kernels.multiply({rows.d_out, width, 1}, values, count, padded, dim, d_p, padded,
                              false);
-    scores_backward(compute, shape, unit, g, rows, p, d_p);
+    scores_backward(compute, shape, unit, g, rows, p, d_p, padded);
     compute.kernels.multiply({d_p, padded, 1}, key_rows, count, dim, rows.keys, rows.d_q, width,
                              false);
     compute.kernels.multiply({d_p, 1, padded}, {rows.q, Storage::kF32, 16, width}, rows.keys, dim,
@@ -175,27 +176,26 @@ void unit_backward(Compute& compute, const AttentionShape& shape, const Backward
 struct RoundedScratch {
   RoundedScratch(Compute& compute, std::int64_t dim, std::int64_t keys, int member)
       : keys(round_up(keys, kPanelColumns)) {
-    const std::int64_t floats = 2 * (kRoundedRows + dim) * this->keys;
-    const std::int64_t halves =
-        kRoundedRows * (2 * even(dim) + 2 * dim + this->keys + kPanelColumns);
+    stride = rounded_stride(2 * this->keys) / 2;
+    const std::int64_t of_queries = rounded_stride(dim), of_scores = rounded_stride(this->keys);
+    const std::int64_t floats = 2 * (kRoundedRows + dim) * stride;
+    const std::int64_t halves = kRoundedRows * (2 * of_queries + 2 * dim + of_scores);
     p = compute.scratch(member, static_cast<std::size_t>(floats + halves / 2));
-    d_p = p + kRoundedRows * this->keys;
-    d_k = d_p + kRoundedRows * this->keys;
-    d_v = d_k + dim * this->keys;
-    q = {reinterpret_cast<std::int16_t*>(d_v + dim * this->keys), even(dim)};
-    d_out = {q.codes + kRoundedRows * even(dim), even(dim)};
-    q_channels = d_out.codes + kRoundedRows * even(dim);
+    d_p = p + kRoundedRows * stride;
+    d_k = d_p + kRoundedRows * stride;
+    d_v = d_k + dim * stride;
+    q = {reinterpret_cast<std::int16_t*>(d_v + dim * stride), of_queries};
+    d_out = {q.codes + kRoundedRows * of_queries, of_queries};
+    q_channels = d_out.codes + kRoundedRows * of_queries;
     d_out_channels = q_channels + kRoundedRows * dim;
-    d_scores = {d_out_channels + kRoundedRows * dim, this->keys};
-    panel = d_scores.codes + kRoundedRows * this->keys;
+    d_scores = {d_out_channels + kRoundedRows * dim, of_scores};
   }
-  std::int64_t keys;
-  float *p, *d_p;                             // [32, keys]
-  float *d_k, *d_v;                           // [head_dim, keys]
+  std::int64_t keys, stride;
+  float *p, *d_p;                             // [32, keys], `stride` floats apart
+  float *d_k, *d_v;                           // [head_dim, keys], as far apart
   RoundedView q, d_out;                       // [32, head_dim]
   std::int16_t *q_channels, *d_out_channels;  // [head_dim, 32]
-  RoundedView d_scores;                       // [32, keys]
-  std::int16_t* panel;                        // of one product
+  RoundedView d_scores;                       // [32, keys]; then panels of scores, as many numbers
 };
 
 // The same in bf16. Shares of d_k and d_v are summed channel by channel: then what is turned is a
@@ -206,42 +206,44 @@ void unit_backward_rounded(Compute& compute, const AttentionShape& shape, const 
   const std::int64_t width = shape.q_width(), dim = shape.head_dim, all = unit.segment->count;
   const std::int64_t kv_head = unit.head / shape.heads_per_kv();
   const RoundedScratch at(compute, dim, unit.end, member);
-  std::memset(at.d_k, 0, 2 * dim * at.keys * sizeof(float));
+  std::memset(at.d_k, 0, 2 * dim * at.stride * sizeof(float));
   const auto round_rows = [&](const float* from, std::int64_t stride, std::int64_t count,
                               std::int64_t columns, const RoundedView& to) {
     for (std::int64_t i = 0; i < count; ++i)
       k.round_row(from + i * stride, columns, to.codes + i * to.stride, nullptr);
   };
   for_each_rows(shape, unit, g, kRoundedRows, kPanelColumns, [&](const Rows& rows) {
-    const std::int64_t count = rows.count, padded = rows.padded;
+    const std::int64_t count = rows.count;
     round_rows(rows.q, width, count, dim, at.q);
     round_rows(rows.d_out, width, count, dim, at.d_out);
     const auto score = [&](const RoundedView& of, const std::int16_t* panels, float* to) {
-      multiply_panels(k, of, count, even(dim), panels, SharedInputs::value_panel(shape), padded, to,
-                      padded);
+      k.multiply_panels(of, count, even(dim), panels, SharedInputs::value_panel(shape), rows.padded,
+                        to, at.stride, false);
     };
     score(at.q, unit.segment->cache->rounded_keys(shape, kv_head), at.p);
     score(at.d_out, inputs.value_panels(shape, all, kv_head), at.d_p);
-    scores_backward(compute, shape, unit, g, rows, at.p, at.d_p);
-    round_rows(at.d_p, padded, count, rows.keys, at.d_scores);
-    multiply_panels(k, at.d_scores, count, even(rows.keys), inputs.key_panels(shape, all, kv_head),
-                    SharedInputs::key_panel(all), dim, rows.d_q, width);
+    scores_backward(compute, shape, unit, g, rows, at.p, at.d_p, at.stride);
+    round_rows(at.d_p, at.stride, count, rows.keys, at.d_scores);
+    k.multiply_panels(at.d_scores, count, even(rows.keys), inputs.key_panels(shape, all, kv_head),
+                      SharedInputs::key_panel(all), dim, rows.d_q, width, false);
 
     k.round_columns(rows.q, width, count, dim, at.q_channels);
     k.round_columns(rows.d_out, width, count, dim, at.d_out_channels);
     const auto add = [&](std::int16_t* channels, const float* weights, float* to) {
+      constexpr std::int64_t kPanel = kRoundedRows * kPanelColumns;
       for (std::int64_t key = 0; key < rows.keys; key += kPanelColumns) {
         const auto keys = static_cast<int>(std::min(kPanelColumns, rows.keys - key));
-        k.round_pairs(weights + key, padded, count, keys, at.panel);
-        k.multiply_rounded({channels, kRoundedRows}, at.panel, nullptr, even(count), 0, dim,
-                           to + key, at.keys, keys, true);
+        k.round_pairs(weights + key, at.stride, count, keys,
+                      at.d_scores.codes + key * kRoundedRows);
       }
+      k.multiply_panels({channels, kRoundedRows}, dim, even(count), at.d_scores.codes, kPanel,
+                        rows.keys, to, at.stride, true);
     };
     add(at.q_channels, at.d_p, at.d_k);
     add(at.d_out_channels, at.p, at.d_v);
   });
-  k.transpose(at.d_k, at.keys, dim, unit.end, unit.d_k, dim);
-  k.transpose(at.d_v, at.keys, dim, unit.end, unit.d_v, dim);
+  k.transpose(at.d_k, at.stride, dim, unit.end, unit.d_k, dim);
+  k.transpose(at.d_v, at.stride, dim, unit.end, unit.d_v, dim);
 }
 
 // Rows of d_k and d_v: the shares of the heads that share keys, in order.

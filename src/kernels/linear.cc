@@ -60,20 +60,22 @@ void linear_pairs_f32(Compute& compute, const MatrixView& w, const float* x, std
 }
 
 // The same in the rounded form, with weak columns if not null, which x has twice behind the others
-// (Activations::Form). Codes are unpacked for 512 columns of two tiles at a time, 32 KiB.
+// (Activations::Form). Codes are unpacked for at most 640 columns of two tiles at a time, 40 KiB,
+// in equal parts: what a part adds to y is read and written once more.
 void linear_pairs_rounded(Compute& compute, const MatrixView& w, const MatrixView* weak,
                           const RoundedView& x, Range tokens, Range pairs, float* y, bool add,
                           int member) {
-  constexpr std::int64_t kChunks = 16, kWidth = 2 * kTileRows;
+  constexpr std::int64_t kMostChunks = 20, kWidth = 2 * kTileRows;
+  const std::int64_t step = equal_part(w.chunks, kMostChunks);
   const std::int64_t weak_columns = weak != nullptr ? 2 * even(weak->columns) : 0;
   auto* panel = reinterpret_cast<std::int16_t*>(
-      compute.scratch(member, (kChunks * kChunkColumns + weak_columns) * kWidth / 2));
+      compute.scratch(member, (step * kChunkColumns + weak_columns) * kWidth / 2));
   for (std::int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
     const std::int64_t tile = 2 * pair, tile_end = std::min(tile + 2, w.tiles);
     const std::int64_t row = tile * kTileRows;
     const int rows = static_cast<int>(std::min(kWidth, w.rows - row));
-    for (std::int64_t chunk = 0; chunk < w.chunks; chunk += kChunks) {
-      const std::int64_t chunk_end = std::min(w.chunks, chunk + kChunks);
+    for (std::int64_t chunk = 0; chunk < w.chunks; chunk += step) {
+      const std::int64_t chunk_end = std::min(w.chunks, chunk + step);
       const std::int64_t column = chunk * kChunkColumns;
       std::int64_t columns = even(std::min(w.columns, chunk_end * kChunkColumns) - column);
       compute.kernels.unpack_rows_rounded(w, chunk, chunk_end, tile, tile_end, panel);
@@ -325,7 +327,8 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
     stride = form.count;
   }
   if (form.wants_rounded) {
-    const std::int64_t weak = even(form.weak), row = even(form.count) + 2 * weak;
+    const std::int64_t weak = even(form.weak);
+    const std::int64_t row = rounded_stride(even(form.count) + 2 * weak);
     form.tiles_or_halves.reserve(tokens * row * sizeof(std::int16_t));
     form.rounded = {reinterpret_cast<std::int16_t*>(form.tiles_or_halves.data()), row};
     compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {

@@ -46,15 +46,17 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
 // is 6 MiB for 60 tokens, and every chunk reads all of it) stay in the second-level cache.
 void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradient& dy,
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
-  constexpr std::int64_t kBlockTiles = 32;  // 512 rows: panels of 32 KiB in whole numbers
+  // At most 640 rows, in equal parts: panels of 40 KiB.
+  constexpr std::int64_t kMostTiles = 40, kWhole = kInt16Block / kTileRows;
   const MatrixView& w = weight.view();
+  const std::int64_t block = round_up(equal_part(w.tiles, kMostTiles), kWhole);
   const std::int64_t chunks = divide_up(w.columns, kChunkColumns);
   const std::int64_t parts = token_parts(compute, tokens);
-  for (std::int64_t tile = 0; tile < w.tiles; tile += kBlockTiles) {
+  for (std::int64_t tile = 0; tile < w.tiles; tile += block) {
     const auto multiply = [&](std::int64_t chunk, std::int64_t begin, std::int64_t end,
                               int member) {
-      backward_chunk(compute, w, tile, std::min(w.tiles, tile + kBlockTiles), dy, begin, end, chunk,
-                     dx, dx_stride, add || tile > 0, member);
+      backward_chunk(compute, w, tile, std::min(w.tiles, tile + block), dy, begin, end, chunk, dx,
+                     dx_stride, add || tile > 0, member);
     };
     if (parts == 1)
       for_each_block(compute, chunks, tokens, multiply);

@@ -32,14 +32,4 @@ inline void pack_keys(const Kernels& kernels, const float* rows, std::int64_t st
                         static_cast<int>(std::min(kPanelColumns, head_dim - c)), panel);
 }
 
-// Products of `count` rows of `depth` numbers, which is even, with `columns` columns of panels
-// `panel_size` apart.
-inline void multiply_panels(const Kernels& kernels, const RoundedView& rows, std::int64_t count,
-                            std::int64_t depth, const std::int16_t* panel, std::int64_t panel_size,
-                            std::int64_t columns, float* to, std::int64_t to_stride) {
-  for (std::int64_t c = 0; c < columns; c += kPanelColumns, panel += panel_size)
-    kernels.multiply_rounded(rows, panel, nullptr, depth, 0, count, to + c, to_stride,
-                             static_cast<int>(std::min(kPanelColumns, columns - c)), false);
-}
-
 }  // namespace trimpot

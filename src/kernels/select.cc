@@ -53,6 +53,7 @@ const Kernels& amx_kernels() {
     k.unpack_rows_rounded = kAmxBf16Parts.unpack_rows_rounded;
     k.unpack_weak_rounded = kAmxBf16Parts.unpack_weak_rounded;
     k.multiply_rounded = kAmxBf16Parts.multiply_rounded;
+    k.multiply_panels = kAmxBf16Parts.multiply_panels;
     k.round_pairs = kAmxBf16Parts.round_pairs;
     k.round_columns = kAmxBf16Parts.round_columns;
     k.peak_int8 = kAmxParts.peak_int8;

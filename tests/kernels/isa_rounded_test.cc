@@ -154,6 +154,35 @@ TEST_P(IsaRounded, MultiplyBf16) {
         }
 }
 
+// Catches: a panel taken from the wrong place, tiles that still have the shape of the panel before
+// when the last one is narrower or tokens end with a smaller block.
+TEST_P(IsaRounded, PanelsAreProductsOfTheirOwn) {
+  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  for (const std::int64_t depth : {2, 64, 74})
+    for (const std::int64_t count : {1, 32, 45})
+      for (const std::int64_t columns : {20, 64, 77})
+        for (const bool add : {false, true}) {
+          RandomStream random(7, static_cast<std::uint64_t>(depth));
+          const std::int64_t stride = depth + 2, c_stride = columns + 3, size = depth * 32 + 64;
+          const std::int64_t panels = (columns + 31) / 32;
+          std::vector<std::int16_t> rows(static_cast<std::size_t>(count * stride));
+          std::vector<std::int16_t> panel(static_cast<std::size_t>(panels * size));
+          for (std::vector<std::int16_t>* halves : {&rows, &panel})
+            for (std::int16_t& half : *halves)
+              half = static_cast<std::int16_t>(f32_to_bf16(random.normals(1)[0]));
+          const RoundedView view{rows.data(), stride, nullptr, 0};
+          Floats c = random.normals(count * c_stride), want = c;
+          GetParam()->multiply_panels(view, count, depth, panel.data(), size, columns, c.data(),
+                                      c_stride, add);
+          for (std::int64_t first = 0; first < columns; first += 32)
+            GetParam()->multiply_rounded(
+                view, panel.data() + first / 32 * size, nullptr, depth, 0, count,
+                want.data() + first, c_stride,
+                static_cast<int>(std::min<std::int64_t>(32, columns - first)), add);
+          EXPECT_EQ(c, want) << depth << ' ' << count << ' ' << columns;
+        }
+}
+
 // Catches: a tail that is not rounded or padded, numbers overwritten before they are read,
 // infinities and NaN that become numbers.
 TEST_P(IsaRounded, ToBf16) {
