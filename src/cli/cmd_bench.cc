@@ -85,12 +85,20 @@ const char* rounded_name(const Kernels& kernels) {
   return kernels.rounded != nullptr ? kernels.rounded : "16 bits";
 }
 
-// `work` is that of all `tokens`. The roof is measured here, after the memory was.
+// What is read again and again: what does not fit the last cache beside it comes at the rate of
+// memory (a long context's keys and values).
+std::size_t bytes_of_step(const Work& work, std::int64_t steps) {
+  return static_cast<std::size_t>(work.bytes / static_cast<double>(steps));
+}
+
+// `work` is that of all `tokens`. The roof is measured here, after the memory was, by reading
+// `bytes` again and again.
 Status report(const BenchOptions& options, Engine& engine, const char* what, std::int64_t tokens,
-              const Work& work, const Timing& timing, const Timing* forward = nullptr) {
+              std::size_t bytes, const Work& work, const Timing& timing,
+              const Timing* forward = nullptr) {
   const double count = static_cast<double>(tokens);
   const double peak = static_cast<double>(peak_memory());
-  const Roof roof = measure_roof(engine.compute, engine.model->weight_bytes());
+  const Roof roof = measure_roof(engine.compute, bytes);
   const double fraction = roof.seconds(work) / timing.median;
   if (options.json) {
     Json json{{"bench", what},
@@ -162,7 +170,8 @@ Status bench_decode(const BenchOptions& options) {
   Work work;
   for (std::int64_t position = options.depth; position < context; ++position)
     work += decode_work(engine->compute, *engine->model, position, 1, cache);
-  return report(options, *engine, "decode", options.decode_tokens, work, timing);
+  return report(options, *engine, "decode", options.decode_tokens,
+                bytes_of_step(work, options.decode_tokens), work, timing);
 }
 
 Status bench_prefill(const BenchOptions& options) {
@@ -175,7 +184,7 @@ Status bench_prefill(const BenchOptions& options) {
                 session.truncate(0);
                 return session.append(tokens, logits.data());
               }));
-  return report(options, *engine, "prefill", options.prompt_tokens,
+  return report(options, *engine, "prefill", options.prompt_tokens, engine->model->weight_bytes(),
                 prefill_work(engine->compute, *engine->model, options.prompt_tokens), timing);
 }
 
@@ -227,7 +236,8 @@ Status bench_batch(const BenchOptions& options) {
   if (!overlays.empty())  // each token reads its own numbers besides the base's codes
     for (const Overlay& overlay : overlays)
       work.bytes += static_cast<double>(overlay.bytes()) * options.decode_tokens;
-  return report(options, *engine, "batch", static_cast<std::int64_t>(tokens.size()), work, timing);
+  return report(options, *engine, "batch", static_cast<std::int64_t>(tokens.size()),
+                bytes_of_step(work, options.decode_tokens), work, timing);
 }
 
 Result<std::unique_ptr<TuningMethod>> make_bench_method(const BenchOptions& options,
@@ -300,7 +310,8 @@ Status bench_tune(const BenchOptions& options) {
   TRIMPOT_TRY(const Timing losses, measure(forward));
   const Work work =
       tuning_work(engine->compute, *engine->model, options.max_seq_length, &method->sink());
-  return report(options, *engine, "tune", options.max_seq_length, work, steps, &losses);
+  return report(options, *engine, "tune", options.max_seq_length, engine->model->weight_bytes(),
+                work, steps, &losses);
 }
 
 // What it takes to serve another task: an adapter read, checked and made ready beside a model in
