@@ -133,7 +133,8 @@ std::int64_t form_bytes(const Form& form, std::int64_t rows, bool tiled) {
   if (form.rounded == 0) return bytes;
   const std::int64_t blocks = divide_up(form.rounded, kChunkColumns);
   bytes = sum(bytes, buffer(product({rows, blocks, kChunkColumns})));
-  const std::int64_t halves = rounded_stride(round_up(form.rounded, 2) + 2 * round_up(form.weak, 2));
+  const std::int64_t halves =
+      rounded_stride(round_up(form.rounded, 2) + 2 * round_up(form.weak, 2));
   if (tiled) bytes = sum(bytes, buffer(product({rows, halves, 2})));
   return sum(bytes, 3 * buffer(product({rows, blocks, 4})));
 }
