@@ -85,8 +85,8 @@ const char* rounded_name(const Kernels& kernels) {
   return kernels.rounded != nullptr ? kernels.rounded : "16 bits";
 }
 
-// What is read again and again: what does not fit the last cache beside it comes at the rate of
-// memory (a long context's keys and values).
+// With a long context's keys and values a step's bytes may no longer fit the last cache, and then
+// all of them come at memory's rate, the weights too: the roof is that of reading as many.
 std::size_t bytes_of_step(const Work& work, std::int64_t steps) {
   return static_cast<std::size_t>(work.bytes / static_cast<double>(steps));
 }

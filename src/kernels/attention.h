@@ -36,7 +36,7 @@ enum class CacheType {
 // a row with its own scale, a position's value a column, whose scale the attention's weights take.
 //   keys   [kv_heads][capacity / 16][chunks of head_dim][512]
 //   values [kv_heads][tiles of head_dim][capacity / 32][512]
-// In a step of tuning whose products are of bf16 they are panels of multiply_rounded():
+// In a step of tuning whose products are of bf16 they are panels of multiply_panels():
 //   keys   [kv_heads][capacity / 32][head_dim / 2][32][2]
 //   values [kv_heads][head_dim / 32][capacity / 2][32][2]
 class KeyValues {

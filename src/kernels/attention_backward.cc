@@ -23,7 +23,7 @@ struct BackwardUnit {
 };
 
 // What the units of one segment share: values as products of floats want them, or keys and values
-// in panels of multiply_rounded().
+// in panels of multiply_panels().
 struct SharedInputs {
   float* memory;  // size() floats
 
@@ -174,10 +174,10 @@ void unit_backward(Compute& compute, const AttentionShape& shape, const Backward
 
 // What unit_backward_rounded() works in, in a thread's scratch memory.
 struct RoundedScratch {
-  RoundedScratch(Compute& compute, std::int64_t dim, std::int64_t keys, int member)
-      : keys(round_up(keys, kPanelColumns)) {
-    stride = rounded_stride(2 * this->keys) / 2;
-    const std::int64_t of_queries = rounded_stride(dim), of_scores = rounded_stride(this->keys);
+  RoundedScratch(Compute& compute, std::int64_t dim, std::int64_t keys, int member) {
+    const std::int64_t padded = round_up(keys, kPanelColumns);
+    stride = rounded_stride(2 * padded) / 2;  // floats are two such numbers
+    const std::int64_t of_queries = rounded_stride(dim), of_scores = rounded_stride(padded);
     const std::int64_t floats = 2 * (kRoundedRows + dim) * stride;
     const std::int64_t halves = kRoundedRows * (2 * of_queries + 2 * dim + of_scores);
     p = compute.scratch(member, static_cast<std::size_t>(floats + halves / 2));
@@ -190,7 +190,7 @@ struct RoundedScratch {
     d_out_channels = q_channels + kRoundedRows * dim;
     d_scores = {d_out_channels + kRoundedRows * dim, of_scores};
   }
-  std::int64_t keys, stride;
+  std::int64_t stride;
   float *p, *d_p;                             // [32, keys], `stride` floats apart
   float *d_k, *d_v;                           // [head_dim, keys], as far apart
   RoundedView q, d_out;                       // [32, head_dim]

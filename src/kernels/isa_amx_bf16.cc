@@ -260,11 +260,12 @@ void multiply_bf16_block(const std::int16_t* dy, std::int64_t stride, const std:
     else
       tiles::zero<2 * kT + kHalf>();
   });
-  // Where the sums will go, asked for in the first eight products: stores that wait for it take a
-  // twentieth of a step.
+  // Where new sums will go, asked for in the first eight products: stores that waited for it took a
+  // twentieth of a step. Old ones were loaded above.
   float* ahead = c;
+  const float* const ahead_end = add ? c : c + 16 * kTokenTiles * c_stride;
   for (std::int64_t row = 0; row < rows; row += depth, panel += 32 * depth) {
-    if (ahead < c + 16 * kTokenTiles * c_stride)
+    if (ahead < ahead_end)
       for (int i = 0; i < 4; ++i, ahead += c_stride) {
         __builtin_prefetch(ahead, 1);
         if constexpr (kHalves > 1) __builtin_prefetch(ahead + 16, 1);

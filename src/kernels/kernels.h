@@ -70,19 +70,19 @@ inline constexpr std::int64_t kMostTokensWithWeak = 4;
 // - "bf16": 1/256 of each at most, and no scales.
 inline constexpr std::int64_t kInt16Block = 128;
 inline constexpr float kInt16Limit = 4095.0f;
-// From one row of so many numbers to the next: an odd number of cache lines, so that the rows that
-// are read together neither cross lines nor share a few sets of the first-level cache (products
-// with tiles, rows of 576 numbers: 1010 instead of 660 G multiply-adds/s).
-constexpr std::int64_t rounded_stride(std::int64_t count) {
-  constexpr std::int64_t kLine = 32;
-  return ((count + kLine - 1) / kLine | 1) * kLine;
-}
 struct RoundedView {
   std::int16_t* codes = nullptr;  // [tokens, rows], rows padded with 0 to an even count
   std::int64_t stride = 0;        // between tokens
   float* scales = nullptr;        // [tokens, blocks]; of int16
   std::int64_t scale_stride = 0;
 };
+// A stride for rows of `count` numbers: an odd number of cache lines, so that the rows that are
+// read together neither cross lines nor share a few sets of the first-level cache (products
+// with tiles, rows of 576 numbers: 1010 instead of 660 G multiply-adds/s).
+constexpr std::int64_t rounded_stride(std::int64_t count) {
+  constexpr std::int64_t kLine = 32;
+  return ((count + kLine - 1) / kLine | 1) * kLine;
+}
 
 // A loop that does nothing but multiply and add; what it gives means nothing.
 struct PeakLoop {

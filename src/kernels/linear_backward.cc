@@ -46,10 +46,11 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
 // is 6 MiB for 60 tokens, and every chunk reads all of it) stay in the second-level cache.
 void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradient& dy,
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
-  // At most 640 rows, in equal parts: panels of 40 KiB.
-  constexpr std::int64_t kMostTiles = 40, kWhole = kInt16Block / kTileRows;
+  // At most 640 rows (panels of 40 KiB), in equal parts: what a part adds to dx is read and written
+  // once more.
+  constexpr std::int64_t kMostTiles = 40, kTilesOfScale = kInt16Block / kTileRows;
   const MatrixView& w = weight.view();
-  const std::int64_t block = round_up(equal_part(w.tiles, kMostTiles), kWhole);
+  const std::int64_t block = round_up(equal_part(w.tiles, kMostTiles), kTilesOfScale);
   const std::int64_t chunks = divide_up(w.columns, kChunkColumns);
   const std::int64_t parts = token_parts(compute, tokens);
   for (std::int64_t tile = 0; tile < w.tiles; tile += block) {

@@ -37,8 +37,8 @@ class Compute {
   }
   // Room for an output gradient [tokens, rows] in whole numbers.
   RoundedView rounded(std::int64_t tokens, std::int64_t rows) {
-    const std::int64_t stride = rounded_stride(rows),
-                       blocks = (rows + kInt16Block - 1) / kInt16Block;
+    const std::int64_t stride = rounded_stride(rows);
+    const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
     rounded_.reserve(tokens * stride);
     rounded_scales_.reserve(tokens * blocks);
     return {rounded_.data(), stride, rounded_scales_.data(), blocks};

@@ -1,4 +1,4 @@
-// Keys and values of a head as multiply_rounded() wants its second operand, in panels of 32
+// Keys and values of a head as multiply_panels() wants its second operand, in panels of 32
 // columns.
 #pragma once
 

@@ -25,12 +25,6 @@ enum class Shift { kConstant, kZeros, kOffsets };
 // How far ahead of the codes in use memory is asked for. Hardware prefetchers stop at each 4 KiB.
 // 69 MB one tile at a time, by one core: nothing ahead 1.87 ms, 2 KiB 1.85, 4 KiB 1.67, 8 KiB 1.60,
 // 16 KiB 1.70. Two tiles are followed by the next two, which are near where a tile is one of keys.
-//
-// To the second-level cache: asked for to the first, as few lines as that has buffers for are on
-// their way at a time. 300 MB, which come from memory, by one core of Granite Rapids: 9.6 and 13.3
-// GB/s of 4-bit codes alone and with scales and offsets beside them, 13.3 and 14.3 to the second (a
-// loop that only reads: 14.8); 45 MB, which its last cache holds, 27 and 28 either way.
-constexpr int kToL2 = 2;
 inline std::int64_t prefetch_bytes(int tiles, std::int64_t tile_bytes) {
   constexpr std::int64_t kAhead = 8192;
   return tiles == 1 || tiles * tile_bytes < kAhead ? kAhead : tiles * tile_bytes;
@@ -103,12 +97,13 @@ void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View
 #pragma GCC unroll 8
             for (int line = 0; line < C::kBits; ++line)
               __builtin_prefetch(ahead + n * tile_bytes + chunk * kChunkBytes + 64 * line, 0,
-                                 kToL2);
+                                 kSecondLevel);
         if constexpr (kShares)
           if (!prefetch)
 #pragma GCC unroll 8
             for (int line = 0; line < C::kBits; ++line)
-              __builtin_prefetch(ahead + tile_bytes + chunk * kChunkBytes + 64 * line, 0, kToL2);
+              __builtin_prefetch(ahead + tile_bytes + chunk * kChunkBytes + 64 * line, 0,
+                                 kSecondLevel);
       }
       typename S::I dot[S::template kPasses<C::kByteBits>][kTokens][kTiles];
       const auto multiply = [&]<int kPass, int kStep, bool kFirst>()
