@@ -142,7 +142,7 @@ void add_values(Compute& compute, const AttentionShape& shape, const KeyValues& 
 void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
                     float* out, float* log_sum_exp, int member) {
   const Kernels& k = compute.kernels;
-  const KeyValues& cache = *unit.segment->cache;
+  KeyValues& cache = *unit.segment->cache;
   const std::int64_t width = shape.q_width(), dim = shape.head_dim;
   const std::int64_t kv_head = unit.head / shape.heads_per_kv();
   const std::int64_t keys = unit.segment->position + unit.first + unit.count;
@@ -154,8 +154,8 @@ void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& u
   const RoundedView queries{reinterpret_cast<std::int16_t*>(sums + rows), even(dim)};
   for (std::int64_t i = 0; i < rows; ++i)
     k.round_row(q + at + i * stride, dim, queries.codes + i * queries.stride, nullptr);
-  k.multiply_panels(queries, rows, even(dim), cache.rounded_keys(shape, kv_head),
-                    even(dim) * kPanelColumns, padded, scores, padded, false);
+  k.multiply_panels(queries, rows, even(dim), cache.rounded_keys(shape, kv_head), padded, scores,
+                    padded, false);
   const RoundedView weights{reinterpret_cast<std::int16_t*>(scores), 2 * padded};
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -165,8 +165,8 @@ void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& u
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
     k.round_row(scores + i * padded, padded, weights.codes + i * weights.stride, nullptr);
   }
-  k.multiply_panels(weights, rows, even(keys), cache.rounded_values(shape, kv_head),
-                    cache.capacity() * kPanelColumns, dim, out + at, stride, false);
+  k.multiply_panels(weights, rows, even(keys), cache.rounded_values(shape, kv_head), dim, out + at,
+                    stride, false);
   for (std::int64_t i = 0; i < rows; ++i)
     k.scale(out + at + i * stride, dim, 1.0f / sums[i], out + at + i * stride);
 }

@@ -66,9 +66,9 @@ class KeyValues {
   MatrixView key_matrix(const AttentionShape& shape, std::int64_t kv_head, std::int64_t keys) const;
   MatrixView value_matrix(const AttentionShape& shape, std::int64_t kv_head,
                           std::int64_t keys) const;
-  // Of a head in bf16; its panels are even(head_dim) and capacity() times 32 numbers apart.
-  const std::int16_t* rounded_keys(const AttentionShape& shape, std::int64_t kv_head) const;
-  const std::int16_t* rounded_values(const AttentionShape& shape, std::int64_t kv_head) const;
+  // Of a head in bf16: keys for sums over channels, values for sums over keys.
+  RoundedPanels rounded_keys(const AttentionShape& shape, std::int64_t kv_head);
+  RoundedPanels rounded_values(const AttentionShape& shape, std::int64_t kv_head);
   const float* value_scales(std::int64_t kv_head) const {  // [capacity]
     return value_scales_.data() + kv_head * capacity_;
   }

@@ -11,8 +11,9 @@ namespace trimpot {
 namespace {
 
 // Queries of one head that are scored together: whole blocks of the products of floats (12 rows)
-// and of those in bf16 (32).
-constexpr std::int64_t kFloatRows = 36, kRoundedRows = 32;
+// and of rounded numbers (12 or 32).
+constexpr std::int64_t kFloatRows = 36;
+std::int64_t rounded_rows(const Kernels& kernels) { return round_up(32, kernels.panel_rows); }
 
 // Queries [begin, end) of one head of one segment. They see keys [0, end): their shares of d_k and
 // d_v are summed apart from those of the head's other queries.
@@ -35,27 +36,21 @@ struct SharedInputs {
     return memory + kv_head * lanes_size(shape, keys);
   }
 
-  // Of a head: [head_dim / 32] panels of pairs of keys, then [keys / 32] of pairs of channels.
-  static std::int64_t key_panel(std::int64_t keys) { return even(keys) * kPanelColumns; }
-  static std::int64_t value_panel(const AttentionShape& shape) {
-    return even(shape.head_dim) * kPanelColumns;
-  }
+  struct Head {
+    RoundedPanels keys;  // for sums over keys
+    RoundedPanels key_channels, value_channels;
+  };
   static std::int64_t panels_size(const AttentionShape& shape, std::int64_t keys) {
-    return divide_up(shape.head_dim, kPanelColumns) * key_panel(keys) +
-           divide_up(keys, kPanelColumns) * value_panel(shape);
+    return panels_floats(shape.head_dim, keys) + 2 * panels_floats(keys, shape.head_dim);
   }
-  std::int16_t* key_panels(const AttentionShape& shape, std::int64_t keys,
-                           std::int64_t kv_head) const {
-    return reinterpret_cast<std::int16_t*>(memory) + kv_head * panels_size(shape, keys);
-  }
-  std::int16_t* value_panels(const AttentionShape& shape, std::int64_t keys,
-                             std::int64_t kv_head) const {
-    return key_panels(shape, keys, kv_head) +
-           divide_up(shape.head_dim, kPanelColumns) * key_panel(keys);
+  Head head(const AttentionShape& shape, std::int64_t keys, std::int64_t kv_head) const {
+    float* at = memory + kv_head * panels_size(shape, keys);
+    return {lay_panels(at, shape.head_dim, keys), lay_panels(at, keys, shape.head_dim),
+            lay_panels(at, keys, shape.head_dim)};
   }
 
   static std::int64_t size(const AttentionShape& shape, std::int64_t keys) {
-    return shape.kv_heads * std::max(lanes_size(shape, keys), panels_size(shape, keys) / 2);
+    return shape.kv_heads * std::max(lanes_size(shape, keys), panels_size(shape, keys));
   }
 };
 
@@ -67,9 +62,9 @@ struct BackwardSegment {
 // From kSplitFrom tokens on a head's queries are two units, the first with two thirds of them and
 // 4/9 of the work: 9 heads are an uneven share for 2 threads, 18 such units are not.
 std::vector<BackwardUnit> backward_units(const AttentionShape& shape, const Segment& segment) {
-  constexpr std::int64_t kSplitFrom = 128;
+  constexpr std::int64_t kSplitFrom = 128, kWhole = 32;
   const std::int64_t first =
-      segment.count < kSplitFrom ? 0 : segment.count * 2 / 3 / kRoundedRows * kRoundedRows;
+      segment.count < kSplitFrom ? 0 : segment.count * 2 / 3 / kWhole * kWhole;
   std::vector<BackwardUnit> units;
   for (std::int64_t head = 0; head < shape.heads; ++head) {
     if (first > 0) units.push_back({&segment, head, 0, first, nullptr, nullptr});
@@ -78,15 +73,16 @@ std::vector<BackwardUnit> backward_units(const AttentionShape& shape, const Segm
   return units;
 }
 
-// Keys of one block, at most 32, for all heads.
+// Keys of one block, at most 128, for all heads.
 void fill_inputs(Compute& compute, const AttentionShape& shape, const Block& keys,
                  const AttentionGradients& g, const SharedInputs& to, int member) {
   const std::int64_t dim = shape.head_dim, width = shape.kv_width(), all = keys.segment->count;
   const std::int64_t row = keys.segment->row + keys.first;
   float* channels = compute.scratch(member, dim * kPanelColumns);  // [head_dim][32]
   for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
+    const float* k = g.k + row * width + head * dim;
     const float* v = g.v + row * width + head * dim;
-    if (!rounds_inputs(compute)) {
+    if (!rounds_attention(compute)) {
       for (std::int64_t first = 0; first < keys.count; first += kKeyLanes) {
         float* lanes = to.value_lanes(shape, all, head) + (keys.first + first) * dim;
         const std::int64_t count = std::min(kKeyLanes, keys.count - first);
@@ -95,12 +91,16 @@ void fill_inputs(Compute& compute, const AttentionShape& shape, const Block& key
       }
       continue;
     }
-    pack_channels(compute.kernels, v, width, keys.count, dim, channels,
-                  to.value_panels(shape, all, head) +
-                      keys.first / kPanelColumns * SharedInputs::value_panel(shape));
-    pack_keys(compute.kernels, g.k + row * width + head * dim, width, keys.count, dim,
-              to.key_panels(shape, all, head) + keys.first * kPanelColumns,
-              SharedInputs::key_panel(all));
+    const SharedInputs::Head panels = to.head(shape, all, head);
+    pack_keys(compute.kernels, k, width, keys.count, dim, panels.keys.from_row(keys.first));
+    for (std::int64_t first = 0; first < keys.count; first += kPanelColumns) {
+      const std::int64_t count = std::min(kPanelColumns, keys.count - first);
+      const std::int64_t panel = (keys.first + first) / kPanelColumns;
+      pack_channels(compute.kernels, k + first * width, width, count, dim, channels,
+                    panels.key_channels.panel(panel));
+      pack_channels(compute.kernels, v + first * width, width, count, dim, channels,
+                    panels.value_channels.panel(panel));
+    }
   }
 }
 
@@ -174,73 +174,70 @@ void unit_backward(Compute& compute, const AttentionShape& shape, const Backward
 
 // What unit_backward_rounded() works in, in a thread's scratch memory.
 struct RoundedScratch {
-  RoundedScratch(Compute& compute, std::int64_t dim, std::int64_t keys, int member) {
-    const std::int64_t padded = round_up(keys, kPanelColumns);
-    stride = rounded_stride(2 * padded) / 2;  // floats are two such numbers
-    const std::int64_t of_queries = rounded_stride(dim), of_scores = rounded_stride(padded);
-    const std::int64_t floats = 2 * (kRoundedRows + dim) * stride;
-    const std::int64_t halves = kRoundedRows * (2 * of_queries + 2 * dim + of_scores);
-    p = compute.scratch(member, static_cast<std::size_t>(floats + halves / 2));
-    d_p = p + kRoundedRows * stride;
-    d_k = d_p + kRoundedRows * stride;
+  RoundedScratch(Compute& compute, std::int64_t dim, std::int64_t keys, int member)
+      : rows(rounded_rows(compute.kernels)), stride(rounded_stride(2 * keys) / 2) {
+    const std::int64_t sums = 2 * (rows + dim) * stride;
+    p = compute.scratch(member, sums + 2 * rows_floats(rows, dim) + 2 * rows_floats(dim, rows) +
+                                    std::max(rows_floats(rows, keys), panels_floats(keys, rows)));
+    d_p = p + rows * stride;
+    d_k = d_p + rows * stride;
     d_v = d_k + dim * stride;
-    q = {reinterpret_cast<std::int16_t*>(d_v + dim * stride), of_queries};
-    d_out = {q.codes + kRoundedRows * of_queries, of_queries};
-    q_channels = d_out.codes + kRoundedRows * of_queries;
-    d_out_channels = q_channels + kRoundedRows * dim;
-    d_scores = {d_out_channels + kRoundedRows * dim, of_scores};
+    float* at = p + sums;
+    q = lay_rows(at, rows, dim);
+    d_out = lay_rows(at, rows, dim);
+    q_channels = lay_rows(at, dim, rows);
+    d_out_channels = lay_rows(at, dim, rows);
+    float* same = at;
+    d_scores = lay_rows(at, rows, keys);
+    weights = lay_panels(same, keys, rows);
   }
-  std::int64_t stride;
-  float *p, *d_p;                             // [32, keys], `stride` floats apart
-  float *d_k, *d_v;                           // [head_dim, keys], as far apart
-  RoundedView q, d_out;                       // [32, head_dim]
-  std::int16_t *q_channels, *d_out_channels;  // [head_dim, 32]
-  RoundedView d_scores;                       // [32, keys]; then panels of scores, as many numbers
+  std::int64_t rows, stride;
+  float *p, *d_p;                          // [rows, keys], `stride` floats apart
+  float *d_k, *d_v;                        // [head_dim, keys], as far apart
+  RoundedView q, d_out;                    // [rows, head_dim]
+  RoundedView q_channels, d_out_channels;  // [head_dim, rows]
+  RoundedView d_scores;                    // [rows, keys]
+  RoundedPanels weights;                   // of keys, for sums over rows; where d_scores was
 };
 
-// The same in bf16. Shares of d_k and d_v are summed channel by channel: then what is turned is a
-// block of q and d_out, not all of its scores.
+// The same in rounded numbers. Shares of d_k and d_v are summed channel by channel: then what is
+// turned is a block of q and d_out, not all of its scores.
 void unit_backward_rounded(Compute& compute, const AttentionShape& shape, const BackwardUnit& unit,
                            const AttentionGradients& g, const SharedInputs& inputs, int member) {
   const Kernels& k = compute.kernels;
-  const std::int64_t width = shape.q_width(), dim = shape.head_dim, all = unit.segment->count;
-  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
-  const RoundedScratch at(compute, dim, unit.end, member);
+  const std::int64_t width = shape.q_width(), dim = shape.head_dim;
+  const SharedInputs::Head panels =
+      inputs.head(shape, unit.segment->count, unit.head / shape.heads_per_kv());
+  const RoundedScratch at(compute, dim, round_up(unit.end, kPanelColumns), member);
   std::memset(at.d_k, 0, 2 * dim * at.stride * sizeof(float));
   const auto round_rows = [&](const float* from, std::int64_t stride, std::int64_t count,
                               std::int64_t columns, const RoundedView& to) {
     for (std::int64_t i = 0; i < count; ++i)
-      k.round_row(from + i * stride, columns, to.codes + i * to.stride, nullptr);
+      k.round_row(from + i * stride, columns, to.row(i), to.scales_of(i));
   };
-  for_each_rows(shape, unit, g, kRoundedRows, kPanelColumns, [&](const Rows& rows) {
+  for_each_rows(shape, unit, g, at.rows, kPanelColumns, [&](const Rows& rows) {
     const std::int64_t count = rows.count;
     round_rows(rows.q, width, count, dim, at.q);
     round_rows(rows.d_out, width, count, dim, at.d_out);
-    const auto score = [&](const RoundedView& of, const std::int16_t* panels, float* to) {
-      k.multiply_panels(of, count, even(dim), panels, SharedInputs::value_panel(shape), rows.padded,
-                        to, at.stride, false);
-    };
-    score(at.q, unit.segment->cache->rounded_keys(shape, kv_head), at.p);
-    score(at.d_out, inputs.value_panels(shape, all, kv_head), at.d_p);
+    k.multiply_panels(at.q, count, even(dim), panels.key_channels, rows.padded, at.p, at.stride,
+                      false);
+    k.multiply_panels(at.d_out, count, even(dim), panels.value_channels, rows.padded, at.d_p,
+                      at.stride, false);
     scores_backward(compute, shape, unit, g, rows, at.p, at.d_p, at.stride);
     round_rows(at.d_p, at.stride, count, rows.keys, at.d_scores);
-    k.multiply_panels(at.d_scores, count, even(rows.keys), inputs.key_panels(shape, all, kv_head),
-                      SharedInputs::key_panel(all), dim, rows.d_q, width, false);
-
-    k.round_columns(rows.q, width, count, dim, at.q_channels);
-    k.round_columns(rows.d_out, width, count, dim, at.d_out_channels);
-    const auto add = [&](std::int16_t* channels, const float* weights, float* to) {
-      constexpr std::int64_t kPanel = kRoundedRows * kPanelColumns;
-      for (std::int64_t key = 0; key < rows.keys; key += kPanelColumns) {
-        const auto keys = static_cast<int>(std::min(kPanelColumns, rows.keys - key));
-        k.round_pairs(weights + key, at.stride, count, keys,
-                      at.d_scores.codes + key * kRoundedRows);
-      }
-      k.multiply_panels({channels, kRoundedRows}, dim, even(count), at.d_scores.codes, kPanel,
-                        rows.keys, to, at.stride, true);
+    k.multiply_panels(at.d_scores, count, even(rows.keys), panels.keys, dim, rows.d_q, width,
+                      false);
+    const auto add = [&](const float* x, const RoundedView& channels, const float* weights,
+                         float* to) {
+      k.round_columns(x, width, count, dim, channels);
+      for (std::int64_t key = 0; key < rows.keys; key += kPanelColumns)
+        k.round_pairs(weights + key, at.stride, count,
+                      static_cast<int>(std::min(kPanelColumns, rows.keys - key)),
+                      at.weights.panel(key / kPanelColumns));
+      k.multiply_panels(channels, dim, even(count), at.weights, rows.keys, to, at.stride, true);
     };
-    add(at.q_channels, at.d_p, at.d_k);
-    add(at.d_out_channels, at.p, at.d_v);
+    add(rows.q, at.q_channels, at.d_p, at.d_k);
+    add(rows.d_out, at.d_out_channels, at.p, at.d_v);
   });
   k.transpose(at.d_k, at.stride, dim, unit.end, unit.d_k, dim);
   k.transpose(at.d_v, at.stride, dim, unit.end, unit.d_v, dim);
@@ -294,7 +291,7 @@ void attention_backward(Compute& compute, const AttentionShape& shape,
     unit.d_v = memory + unit.end * dim;
     memory += 2 * unit.end * dim;
   }
-  const std::vector<Block> blocks = query_blocks(segments, kPanelColumns);
+  const std::vector<Block> blocks = query_blocks(segments, kInt16Block);
   const auto of = [&](const Segment* segment) -> const BackwardSegment& {
     return shared[static_cast<std::size_t>(segment - segments.data())];
   };
@@ -308,7 +305,7 @@ void attention_backward(Compute& compute, const AttentionShape& shape,
   for_each_block([&](const Block& block, const BackwardSegment& segment, int member) {
     fill_inputs(compute, shape, block, g, segment.inputs, member);
   });
-  const bool rounded = rounds_inputs(compute);
+  const bool rounded = rounds_attention(compute);
   compute.team.for_each(static_cast<std::int64_t>(units.size()), 1,
                         [&](std::int64_t i, std::int64_t, int member) {
                           const BackwardUnit& unit = units[static_cast<std::size_t>(i)];

@@ -191,7 +191,8 @@ void unpack_weak_bf16(const MatrixView& w, std::int64_t tile_begin, std::int64_t
 }
 
 void round_pairs(const float* rows, std::int64_t stride, std::int64_t count, int columns,
-                 std::int16_t* panel) {
+                 const RoundedPanels& to) {
+  std::int16_t* panel = to.codes;
   for (std::int64_t row = 0; row < count; row += 2, panel += 2 * kChunkColumns)
     for (int column = 0; column < kChunkColumns; column += 16) {
       const float* from = rows + row * stride + column;
@@ -202,21 +203,26 @@ void round_pairs(const float* rows, std::int64_t stride, std::int64_t count, int
 }
 
 void round_columns(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t columns,
-                   std::int16_t* to) {
-  for (std::int64_t column = 0; column < columns; column += 16) {
-    const std::int64_t width = columns - column < 16 ? columns - column : 16;
-    F block[2][16];
-    for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < 16; ++i) {
-        const std::int64_t row = 16 * half + i;
-        block[half][i] = row < count ? load_some(rows + row * stride + column, width) : S::zero();
+                   const RoundedView& to) {
+  for (std::int64_t first = 0; first < count; first += 32)
+    for (std::int64_t column = 0; column < columns; column += 16) {
+      const std::int64_t width = columns - column < 16 ? columns - column : 16;
+      const std::int64_t left = count - first < 32 ? count - first : 32;
+      F block[2][16];
+      for (int half = 0; half < 2; ++half) {
+        for (int i = 0; i < 16; ++i) {
+          const std::int64_t row = 16 * half + i;
+          block[half][i] =
+              row < left ? load_some(rows + (first + row) * stride + column, width) : S::zero();
+        }
+        S::transpose(block[half]);
       }
-      S::transpose(block[half]);
+      const auto padded = static_cast<int>(left + left % 2);
+      for (std::int64_t j = 0; j < width; ++j)
+        _mm512_mask_storeu_epi16(
+            to.row(column + j) + first, padded < 32 ? (1u << padded) - 1 : ~0u,
+            reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(block[1][j], block[0][j])));
     }
-    for (std::int64_t j = 0; j < width; ++j)
-      _mm512_storeu_ps(to + (column + j) * 32,
-                       reinterpret_cast<F>(_mm512_cvtne2ps_pbh(block[1][j], block[0][j])));
-  }
 }
 
 // Up to 32 tokens x 32 columns in four tiles, summed over all rows before they leave them.
@@ -291,9 +297,9 @@ void multiply_bf16_block(const std::int16_t* dy, std::int64_t stride, const std:
   });
 }
 
-void multiply_panels(const RoundedView& x, std::int64_t count, std::int64_t all_depth,
-                     const std::int16_t* panels, std::int64_t panel_size, std::int64_t columns,
-                     float* c, std::int64_t c_stride, bool add) {
+void multiply_each(const RoundedView& x, std::int64_t count, std::int64_t all_depth,
+                   const std::int16_t* panels, std::int64_t panel_size, std::int64_t columns,
+                   float* c, std::int64_t c_stride, bool add) {
   GradientShape shape{};
   const auto block = [&](std::int64_t token, std::int64_t column, std::int64_t first,
                          std::int64_t end, std::int64_t depth, bool add_block) {
@@ -321,13 +327,19 @@ void multiply_panels(const RoundedView& x, std::int64_t count, std::int64_t all_
   tiles::release();
 }
 
+void multiply_panels(const RoundedView& rows, std::int64_t count, std::int64_t depth,
+                     const RoundedPanels& panels, std::int64_t columns, float* c,
+                     std::int64_t c_stride, bool add) {
+  multiply_each(rows, count, depth, panels.codes, panels.size, columns, c, c_stride, add);
+}
+
 void multiply_bf16(const RoundedView& dy, const std::int16_t* panel, const float*,
                    std::int64_t rows, std::int64_t token_begin, std::int64_t token_end, float* c,
                    std::int64_t c_stride, int columns, bool add) {
   RoundedView from = dy;
   from.codes += token_begin * dy.stride;
-  multiply_panels(from, token_end - token_begin, rows, panel, 0, columns,
-                  c + token_begin * c_stride, c_stride, add);
+  multiply_each(from, token_end - token_begin, rows, panel, 0, columns, c + token_begin * c_stride,
+                c_stride, add);
 }
 
 constexpr Kernels make_parts() {
@@ -339,6 +351,7 @@ constexpr Kernels make_parts() {
   k.unpack_weak_rounded = unpack_weak_bf16;
   k.multiply_rounded = multiply_bf16;
   k.multiply_panels = multiply_panels;
+  k.panel_rows = 32;
   k.round_pairs = round_pairs;
   k.round_columns = round_columns;
   return k;

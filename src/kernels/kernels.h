@@ -75,6 +75,23 @@ struct RoundedView {
   std::int64_t stride = 0;        // between tokens
   float* scales = nullptr;        // [tokens, blocks]; of int16
   std::int64_t scale_stride = 0;
+  std::int16_t* row(std::int64_t token) const { return codes + token * stride; }
+  float* scales_of(std::int64_t token) const { return scales + token * scale_stride; }
+};
+// Its second operand: panels of 32 columns each, [rows / 2][32][2], `size` numbers apart, with
+// `blocks` scales each, one for each 128 rows.
+struct RoundedPanels {
+  std::int16_t* codes = nullptr;
+  std::int64_t size = 0;
+  float* scales = nullptr;  // of int16
+  std::int64_t blocks = 0;
+  RoundedPanels panel(std::int64_t i) const {
+    return {codes + i * size, size, scales + i * blocks, blocks};
+  }
+  // From row `first` on, an even one; of int16 a multiple of 128.
+  RoundedPanels from_row(std::int64_t first) const {
+    return {codes + 32 * first, size, blocks > 0 ? scales + first / kInt16Block : nullptr, blocks};
+  }
 };
 // A stride for rows of `count` numbers: an odd number of cache lines, so that the rows that are
 // read together neither cross lines nor share a few sets of the first-level cache (products
@@ -139,25 +156,25 @@ struct Kernels {
                            const float* panel_scales, std::int64_t rows, std::int64_t token_begin,
                            std::int64_t token_end, float* c, std::int64_t c_stride, int columns,
                            bool add);
-  // With bf16 alone: c[t, 0..columns) (+)= rows[t, 0..depth) times panels of 32 columns each,
-  // `panel_size` numbers apart, for `count` rows; `depth` is even. As calls of multiply_rounded(),
-  // which take 50 ns each to say what the tiles hold.
+  // c[t, 0..columns) (+)= rows[t, 0..depth) times panels, for `count` rows; `depth` is even. As
+  // calls of multiply_rounded() for each panel, but tiles take 50 ns a call to be told what they
+  // hold.
   void (*multiply_panels)(const RoundedView& rows, std::int64_t count, std::int64_t depth,
-                          const std::int16_t* panels, std::int64_t panel_size, std::int64_t columns,
-                          float* c, std::int64_t c_stride, bool add);
+                          const RoundedPanels& panels, std::int64_t columns, float* c,
+                          std::int64_t c_stride, bool add);
+  std::int64_t panel_rows;  // that multiply_panels() takes at once: a multiple of them is best
   // Of weak columns, and with bf16 alone: rows of two panels like that of the codes, behind each
   // other, whose sum is the number: [pairs of columns][32 rows of w][2] and the same of what
   // rounding leaves. An odd column's pair is 0.
   void (*unpack_weak_rounded)(const MatrixView& w, std::int64_t tile_begin, std::int64_t tile_end,
                               std::int16_t* panel);
-  // The second operand of multiply_rounded() from rows of floats: their pairs, [pairs of
-  // rows][32][2], of at most 32 columns. A row that is missing of a pair and columns that are
-  // missing are 0. And the first one of it from columns: to [columns][32], with a number of each of
-  // at most 32 rows, 0 where there are fewer. Both with bf16 alone, else null.
+  // One panel from rows of at most 32 floats. A row that is missing of a pair and columns that are
+  // missing are 0.
   void (*round_pairs)(const float* rows, std::int64_t stride, std::int64_t count, int columns,
-                      std::int16_t* panel);
+                      const RoundedPanels& panel);
+  // Rows of the first operand from columns of at most 128 rows of floats, 0 up to an even count.
   void (*round_columns)(const float* rows, std::int64_t stride, std::int64_t count,
-                        std::int64_t columns, std::int16_t* to);
+                        std::int64_t columns, const RoundedView& to);
   // Rounds a row, padded to an even count. `to` may be where `from` is. What is not finite makes
   // its block's scale NaN (int16) or stays so (bf16).
   void (*round_row)(const float* from, std::int64_t count, std::int16_t* to, float* scales);

@@ -147,12 +147,8 @@ void KeyValues::store_rounded(Compute& compute, const AttentionShape& shape, std
                               std::int64_t count, float* k, float* v) {
   const Kernels& kernels = compute.kernels;
   const std::int64_t dim = shape.head_dim, width = shape.kv_width();
-  const std::int64_t key_panel = even(dim) * kPanelColumns, value_panel = capacity_ * kPanelColumns;
-  const std::int64_t value_panels = round_up(dim, kPanelColumns) / kPanelColumns;
   keys_.reserve(shape.kv_heads * capacity_ * even(dim) * sizeof(std::int16_t));
-  values_.reserve(shape.kv_heads * value_panels * value_panel * sizeof(std::int16_t));
-  auto* keys = reinterpret_cast<std::int16_t*>(keys_.data());
-  auto* values = reinterpret_cast<std::int16_t*>(values_.data());
+  values_.reserve(shape.kv_heads * capacity_ * round_up(dim, kPanelColumns) * sizeof(std::int16_t));
   const auto round_to_f16 = [&](float* x, std::int64_t rows, f16* halves) {
     for (float* end = x + rows * width; x != end; x += width) {
       kernels.narrow_f16(x, width, halves);
@@ -171,9 +167,9 @@ void KeyValues::store_rounded(Compute& compute, const AttentionShape& shape, std
           const std::int64_t at = position + begin;
           for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
             pack_channels(kernels, k_rows + head * dim, width, rows, dim, scratch,
-                          keys + (head * capacity_ + at) / kPanelColumns * key_panel);
+                          rounded_keys(shape, head).panel(at / kPanelColumns));
             pack_keys(kernels, v_rows + head * dim, width, rows, dim,
-                      values + head * value_panels * value_panel + at * kPanelColumns, value_panel);
+                      rounded_values(shape, head).from_row(at));
           }
         }
       });
@@ -240,16 +236,18 @@ MatrixView KeyValues::value_matrix(const AttentionShape& shape, std::int64_t kv_
   return view;
 }
 
-const std::int16_t* KeyValues::rounded_keys(const AttentionShape& shape,
-                                            std::int64_t kv_head) const {
-  return reinterpret_cast<const std::int16_t*>(keys_.data()) +
-         kv_head * capacity_ * even(shape.head_dim);
+RoundedPanels KeyValues::rounded_keys(const AttentionShape& shape, std::int64_t kv_head) {
+  const std::int64_t panel = even(shape.head_dim) * kPanelColumns;
+  return {
+      reinterpret_cast<std::int16_t*>(keys_.data()) + kv_head * capacity_ / kPanelColumns * panel,
+      panel};
 }
 
-const std::int16_t* KeyValues::rounded_values(const AttentionShape& shape,
-                                              std::int64_t kv_head) const {
-  return reinterpret_cast<const std::int16_t*>(values_.data()) +
-         kv_head * capacity_ * round_up(shape.head_dim, kPanelColumns);
+RoundedPanels KeyValues::rounded_values(const AttentionShape& shape, std::int64_t kv_head) {
+  const std::int64_t panel = capacity_ * kPanelColumns;
+  return {reinterpret_cast<std::int16_t*>(values_.data()) +
+              kv_head * divide_up(shape.head_dim, kPanelColumns) * panel,
+          panel};
 }
 
 Panels KeyValues::key_panels(const AttentionShape& shape, std::int64_t kv_head) const {

@@ -124,8 +124,10 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                      bool add, const KnownOutput& y = {});
 
 // Whether input gradients are products of rounded numbers on this path; whether in a step of tuning
-// forward products of quantized weights are, too; and whether such a step runs.
+// forward products of quantized weights are, too; and whether such a step runs. Those of
+// attention's gradients are if both are or there is no such step.
 bool rounds_gradients(const Compute& compute);
+bool rounds_attention(const Compute& compute);
 bool step_rounds_inputs(const Compute& compute);
 bool rounds_inputs(const Compute& compute);
 // The head's input gradient: rows of dy are `dy_stride` floats apart, each of which

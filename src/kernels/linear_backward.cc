@@ -234,6 +234,10 @@ bool rounds_inputs(const Compute& compute) {
   return compute.learning && step_rounds_inputs(compute);
 }
 
+bool rounds_attention(const Compute& compute) {
+  return rounds_gradients(compute) && (compute.learning || !step_rounds_inputs(compute));
+}
+
 void dense_gradient(Compute& compute, const float* dy, std::int64_t rows, const float* x,
                     std::int64_t stride, std::int64_t columns, std::int64_t tokens, float* d) {
   // 128 rows of x with 576 columns are 288 KiB: they stay in the second-level cache while the

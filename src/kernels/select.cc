@@ -54,6 +54,7 @@ const Kernels& amx_kernels() {
     k.unpack_weak_rounded = kAmxBf16Parts.unpack_weak_rounded;
     k.multiply_rounded = kAmxBf16Parts.multiply_rounded;
     k.multiply_panels = kAmxBf16Parts.multiply_panels;
+    k.panel_rows = kAmxBf16Parts.panel_rows;
     k.round_pairs = kAmxBf16Parts.round_pairs;
     k.round_columns = kAmxBf16Parts.round_columns;
     k.peak_int8 = kAmxParts.peak_int8;

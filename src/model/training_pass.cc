@@ -140,7 +140,10 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
   const auto labelled = static_cast<std::int64_t>(labelled_rows_.size());
   const std::int64_t step =
       std::clamp<std::int64_t>(kLogitBytes / 4 / vocabulary / 12 * 12, 12, 252);
-  logits_.reserve(std::min(step, labelled) * vocabulary);
+  // At once as large as backward() wants it: a second one would come beside the first.
+  logits_.reserve(
+      std::max(std::min(step, labelled) * vocabulary,
+               gradients ? LayerGradients::size(model_.config, rows_, rows_of_.segments) : 0));
   labelled_x_.reserve(step * hidden);
   d_labelled_x_.reserve(step * hidden);
   d_normed_.reserve(step * hidden);
@@ -257,7 +260,6 @@ void TrainingPass::recompute(std::size_t layer) {
 }
 
 void TrainingPass::backward(const GradientSink& sink) {
-  logits_.reserve(LayerGradients::size(model_.config, rows_, rows_of_.segments));
   const LayerGradients gradients(model_.config, rows_, logits_.data());
   for (std::size_t layer = model_.layers.size(); layer-- > 0;) {
     const LayerWeights& weights = model_.layers[layer];

@@ -122,7 +122,7 @@ Work tuning_work(const Compute& compute, const Model& model, std::int64_t tokens
   add_rounded(compute, model.head_matrix(), rows, work);
   // The gradients of q, k, v and of the scores, with the scores once more; forward again.
   const double attention = attention_macs(model.config, 0.0, rows);
-  (step_rounds_inputs(compute) ? work.rounded_macs : work.f32_macs) += 5.0 / 2.0 * attention;
+  (rounds_gradients(compute) ? work.rounded_macs : work.f32_macs) += 5.0 / 2.0 * attention;
   if (compute.precision == Precision::kF32)
     work.f32_macs +=
         attention * static_cast<double>(recomputed) / static_cast<double>(model.linear_count());

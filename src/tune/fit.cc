@@ -11,6 +11,12 @@
 namespace trimpot {
 namespace {
 
+// What attention's gradients are products of: 0 of floats (rounds_attention() in a step of tuning).
+std::int64_t panel_rows(Precision precision) {
+  const auto kernels = select_kernels();
+  return precision == Precision::kDefault && kernels ? (*kernels)->panel_rows : 0;
+}
+
 bool kernels_are_tiled() {
   const auto kernels = select_kernels();
   return kernels && (*kernels)->tiled;
@@ -159,15 +165,16 @@ void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
   const std::int64_t keys = round_up(options.max_seq_length, 32);
   const std::int64_t bytes = cache_bytes(c, options, rows);
   // A thread's scratch memory is as large as its largest user: attention_backward's two blocks of
-  // scores and, in bf16, its sums and their operands, linear_backward's panel, on the f32 path
-  // unpacked tiles, and a row of logits with a teacher.
-  const bool rounds = options.precision == Precision::kDefault && kernels_are_tiled();
-  // Floats of two blocks and, in bf16, of d_k and d_v, for each key; the scores' gradients in
-  // halves are 16 more.
-  const std::int64_t dim = c.attention.head_dim, block = rounds ? 32 + 8 + dim : 36;
-  const std::int64_t operands = rounds ? 16 * (4 * dim + 2 + kChunkColumns) : 0;
+  // scores and, of rounded numbers, its sums and their operands, linear_backward's panel, on the
+  // f32 path unpacked tiles, and a row of logits with a teacher.
+  const std::int64_t dim = c.attention.head_dim, of_panels = panel_rows(options.precision);
+  // Floats of two blocks and, rounded, of d_k and d_v, for each key; the scores' gradients in
+  // halves are a quarter of a block more.
+  const std::int64_t block = of_panels > 0 ? round_up(32, of_panels) : 36;
+  const std::int64_t sums = of_panels > 0 ? block / 4 + dim : 0;
+  const std::int64_t operands = of_panels > 0 ? product({2, block, dim + kChunkColumns}) : 0;
   std::int64_t scratch = std::max<std::int64_t>(96 * kTileRows * kChunkColumns,
-                                                sum(product({2, block, keys}), operands));
+                                                sum(product({2, block + sums, keys}), operands));
   std::int64_t columns = std::max(shapes.embedding.columns, c.hidden);
   for (const RunLinear& linear : linears) columns = std::max(columns, linear.matrix.columns);
   if (options.precision == Precision::kF32)
@@ -198,7 +205,10 @@ void add_head(const Shapes& shapes, const FitOptions& options, std::int64_t rows
   // LayerGradients; keys and values have one for each head, and one for the first two thirds of its
   // queries.
   const std::int64_t shares = product({2, shape.heads, rows + rows * 2 / 3, shape.head_dim, 4});
-  const std::int64_t lanes = product({round_up(rows, 16), shape.kv_width(), 4});
+  // Values in lanes of floats, or keys and, twice, values in halves with their scales.
+  const bool rounds = panel_rows(options.precision) > 0;
+  const std::int64_t lanes =
+      product({round_up(rows, 32), shape.kv_width(), rounds ? 6 : 4}) + (rounds ? rows : 0);
   const std::int64_t layer =
       sum(product({rows, c.feed_forward + c.hidden + 2 * (shape.q_width() + shape.kv_width()), 4}),
           sum(shares, lanes));

@@ -279,11 +279,56 @@ AttentionMagnitudes magnitudes(const ref::Heads& h, const std::vector<double>& q
   return m;
 }
 
+// What whole numbers of 13 bits add, in units of 2 / 8190: both factors of a product are off by
+// 1/8190 of the largest number that is rounded with them, at most all of q, k, v or d_out, a row of
+// scores, or the scores of the queries of a block and all keys.
+AttentionMagnitudes whole_number_errors(const ref::Heads& h, const std::vector<double>& q,
+                                        const std::vector<double>& k, const std::vector<double>& v,
+                                        const std::vector<double>& d_out) {
+  constexpr std::int64_t kBlock = 36;
+  const auto largest = [](const std::vector<double>& of) {
+    double most = 0;
+    for (const double value : of) most = std::max(most, std::fabs(value));
+    return most;
+  };
+  AttentionMagnitudes m{{}, q, k, k, 0.0};
+  for (std::vector<double>* of : {&m.d_q, &m.d_k, &m.d_v}) std::fill(of->begin(), of->end(), 0.0);
+  const double dim = static_cast<double>(h.head_dim), scale = 1 / std::sqrt(dim);
+  const double most_q = largest(q), most_k = largest(k), most_v = largest(v),
+               most_d = largest(d_out);
+  const double d_p = dim * most_d * most_v;
+  m.score = dim * most_q * most_k * scale;
+  const std::int64_t tokens = h.tokens(q.size());
+  for (std::int64_t head = 0; head < h.heads; ++head) {
+    std::vector<std::vector<double>> p;
+    std::vector<double> most_p;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      p.push_back(ref::attention_weights(h, q, k, t, head));
+      most_p.push_back(largest(p.back()));
+    }
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const auto near = most_p.begin();
+      const double most = *std::max_element(near + std::max<std::int64_t>(0, t - kBlock + 1),
+                                            near + std::min(tokens, t + kBlock));
+      for (std::int64_t u = 0; u <= t; ++u)
+        for (std::int64_t c = 0; c < h.head_dim; ++c) {
+          // A d_score is p (d_p - mean) scale: off with d_p, and at most 2 d_p itself.
+          const double of_d_p = p[t][u] * d_p * scale, of_row = most_p[t] * 2 * d_p * scale;
+          m.d_q[h.query(t, head) + c] += (of_d_p + of_row) * most_k;
+          m.d_k[h.key(u, head) + c] += (of_d_p + most * 2 * d_p * scale) * most_q;
+          m.d_v[h.key(u, head) + c] += most * most_d;
+        }
+    }
+  }
+  return m;
+}
+
 // A weight p is off by e = (head_dim + 2) u sum |q k| from its score, as much again from the sum of
 // all weights, and a few ulp of the exponential; products and sums follow.
 //
 // In bf16, of 8 bits, both factors of each product are off by 1/256 of themselves: p's exponent by
-// 1/128 of its score, as much again from the sum, and a d_score by 1/128 from d_p.
+// 1/128 of its score, as much again from the sum, and a d_score by 1/128 from d_p. Whole numbers
+// are gradients alone: p is off by 2/8190 of the largest score, its sum, the forward's, is not.
 void test_attention(Compute& compute, const AttentionCase& test, WorstError& used) {
   const ref::Heads& h = test.heads;
   const bool rounds = rounds_inputs(compute) && rounds_to_bf16(compute.kernels);
@@ -331,17 +376,29 @@ void test_attention(Compute& compute, const AttentionCase& test, WorstError& use
     const double dim = static_cast<double>(h.head_dim), n = static_cast<double>(segment.count);
     const double weights = 2 * (dim + 2 + product) * m.score + n + 8;
     used.add(expect_close(part(out, width), want, m.out, weights + product + n + 2, "out"));
-    const double back = 2 * weights + 2 * product + 2 * n + 2 * dim + 16;
     const double shared = static_cast<double>(h.heads / h.kv_heads);
-    used.add(expect_close(part(d_q, width), g.d_q, m.d_q, back, "d_q"));
-    used.add(expect_close(part(d_k, kv_width), g.d_k, m.d_k, back + shared, "d_k"));
-    used.add(expect_close(part(d_v, kv_width), g.d_v, m.d_v, back + shared, "d_v"));
+    double back = 2 * weights + 2 * product + 2 * n + 2 * dim + 16;
+    AttentionMagnitudes errors{m};
+    if (rounds_attention(compute) && rounds_to_int16(compute.kernels)) {
+      constexpr double kStep = 2 * 0x1p24 / 8190;
+      const auto whole = whole_number_errors(h, rq, rk, rv, rd);
+      back += kStep * whole.score;
+      const auto add = [&](std::vector<double>& to, const std::vector<double>& more) {
+        for (std::size_t i = 0; i < to.size(); ++i) to[i] += kStep * more[i] / back;
+      };
+      add(errors.d_q, whole.d_q);
+      add(errors.d_k, whole.d_k);
+      add(errors.d_v, whole.d_v);
+    }
+    used.add(expect_close(part(d_q, width), g.d_q, errors.d_q, back, "d_q"));
+    used.add(expect_close(part(d_k, kv_width), g.d_k, errors.d_k, back + shared, "d_k"));
+    used.add(expect_close(part(d_v, kv_width), g.d_v, errors.d_v, back + shared, "d_v"));
   }
 }
 
 // Catches: keys that leak over from the neighbour, a causal mask off by one, heads that read
-// another group's keys, blocks of queries (24 forward, 36 backward, 32 in bf16) that do not meet,
-// and from 128 tokens on the shares of a head's two units.
+// another group's keys, blocks of queries (24 forward, 36 backward, 32 in bf16) and of rounded keys
+// (128) that do not meet, and from 128 tokens on the shares of a head's two units.
 void test_attentions(Compute& compute) {
   WorstError used("tolerance_used");
   const std::vector<std::vector<std::int64_t>> batches{
@@ -356,7 +413,7 @@ void test_attentions(Compute& compute) {
 }
 TEST_P(Production, Attention) { test_attentions(compute_); }
 TEST_P(Production, AttentionOfRoundedNumbers) {
-  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
+  if (GetParam()->rounded == nullptr) GTEST_SKIP() << "no products of rounded numbers";
   Compute compute(*GetParam(), Precision::kDefault, kThreads);
   compute.learning = true;
   test_attentions(compute);

@@ -154,31 +154,35 @@ TEST_P(IsaRounded, MultiplyBf16) {
         }
 }
 
-// Catches: a panel taken from the wrong place, tiles that still have the shape of the panel before
-// when the last one is narrower or tokens end with a smaller block.
+// Catches: a panel or its scales taken from the wrong place, tiles that still have the shape of the
+// panel before when the last one is narrower or tokens end with a smaller block.
 TEST_P(IsaRounded, PanelsAreProductsOfTheirOwn) {
-  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
-  for (const std::int64_t depth : {2, 64, 74})
+  if (GetParam()->rounded == nullptr) GTEST_SKIP() << "no products of rounded numbers";
+  const bool whole = rounds_to_int16(*GetParam());
+  for (const std::int64_t depth : {2, 64, 74, 140})
     for (const std::int64_t count : {1, 32, 45})
       for (const std::int64_t columns : {20, 64, 77})
         for (const bool add : {false, true}) {
           RandomStream random(7, static_cast<std::uint64_t>(depth));
           const std::int64_t stride = depth + 2, c_stride = columns + 3, size = depth * 32 + 64;
-          const std::int64_t panels = (columns + 31) / 32;
+          const std::int64_t panels = (columns + 31) / 32, blocks = (depth + 127) / 128 + 1;
           std::vector<std::int16_t> rows(static_cast<std::size_t>(count * stride));
           std::vector<std::int16_t> panel(static_cast<std::size_t>(panels * size));
           for (std::vector<std::int16_t>* halves : {&rows, &panel})
             for (std::int16_t& half : *halves)
-              half = static_cast<std::int16_t>(f32_to_bf16(random.normals(1)[0]));
-          const RoundedView view{rows.data(), stride, nullptr, 0};
+              half = whole ? static_cast<std::int16_t>(random.bits() % 8191 - 4095)
+                           : static_cast<std::int16_t>(f32_to_bf16(random.normals(1)[0]));
+          Floats scales = random.normals(count * blocks);
+          Floats panel_scales = random.normals(panels * blocks);
+          const RoundedView view{rows.data(), stride, scales.data(), blocks};
+          const RoundedPanels second{panel.data(), size, panel_scales.data(), blocks};
           Floats c = random.normals(count * c_stride), want = c;
-          GetParam()->multiply_panels(view, count, depth, panel.data(), size, columns, c.data(),
-                                      c_stride, add);
-          for (std::int64_t first = 0; first < columns; first += 32)
+          GetParam()->multiply_panels(view, count, depth, second, columns, c.data(), c_stride, add);
+          for (std::int64_t i = 0; i < panels; ++i)
             GetParam()->multiply_rounded(
-                view, panel.data() + first / 32 * size, nullptr, depth, 0, count,
-                want.data() + first, c_stride,
-                static_cast<int>(std::min<std::int64_t>(32, columns - first)), add);
+                view, panel.data() + i * size, panel_scales.data() + i * blocks, depth, 0, count,
+                want.data() + 32 * i, c_stride,
+                static_cast<int>(std::min<std::int64_t>(32, columns - 32 * i)), add);
           EXPECT_EQ(c, want) << depth << ' ' << count << ' ' << columns;
         }
 }
@@ -208,24 +212,61 @@ TEST_P(IsaRounded, ToBf16) {
   }
 }
 
-// Catches: rows paired with the wrong ones, tails read beyond their end or not zeroed.
-TEST_P(IsaRounded, OperandsOfBf16) {
-  if (!rounds_to_bf16(*GetParam())) GTEST_SKIP() << "no products of bf16";
-  for (const std::int64_t count : {1, 2, 15, 16, 31, 32})
+// Catches: rows paired with the wrong ones, tails read beyond their end or not zeroed, a block of
+// 128 rows with another's scale. Each number is within half a step of what was rounded, and a
+// block's largest one is the largest whole number; what is not finite stays so.
+TEST_P(IsaRounded, Operands) {
+  if (GetParam()->rounded == nullptr) GTEST_SKIP() << "no products of rounded numbers";
+  const bool whole = rounds_to_int16(*GetParam());
+  for (const std::int64_t count : {1, 2, 15, 16, 31, 32, 47, 128, 200})
     for (const int columns : {1, 15, 16, 17, 32}) {
-      const std::int64_t stride = columns + 1;
-      const Floats x = RandomStream(11).normals((count - 1) * stride + columns);
-      const auto want = [&](std::int64_t row, std::int64_t column) {
-        return row < count && column < columns ? f32_to_bf16(x[row * stride + column]) : bf16{0};
+      const std::int64_t stride = columns + 1, blocks = (count + 127) / 128;
+      Floats x = RandomStream(11).normals((count - 1) * stride + columns);
+      const auto at = [&](std::int64_t row, std::int64_t column) {
+        return row < count && column < columns ? x[row * stride + column] : 0.0f;
       };
-      std::vector<std::int16_t> panel(static_cast<std::size_t>((count + 1) / 2 * 64), 7);
-      GetParam()->round_pairs(x.data(), stride, count, columns, panel.data());
-      for (std::int64_t i = 0; i < static_cast<std::int64_t>(panel.size()); ++i)
-        ASSERT_EQ(static_cast<bf16>(panel[i]), want(i / 64 * 2 + i % 2, i / 2 % 32)) << i;
-      std::vector<std::int16_t> turned(static_cast<std::size_t>(columns * 32), 7);
-      GetParam()->round_columns(x.data(), stride, count, columns, turned.data());
-      for (std::int64_t i = 0; i < static_cast<std::int64_t>(turned.size()); ++i)
-        ASSERT_EQ(static_cast<bf16>(turned[i]), want(i % 32, i / 32)) << i;
+      const auto expect_rounded = [&](std::int16_t is, float scale, float value) {
+        if (whole) {
+          EXPECT_NEAR(double{scale} * is, value, 0.501 * scale);
+        } else {
+          EXPECT_EQ(static_cast<bf16>(is), f32_to_bf16(value));
+        }
+      };
+      std::vector<std::int16_t> codes(static_cast<std::size_t>((count + 1) / 2 * 64), 7);
+      Floats scales(static_cast<std::size_t>(blocks));
+      const RoundedPanels panel{codes.data(), 0, scales.data(), blocks};
+      GetParam()->round_pairs(x.data(), stride, count, columns, panel);
+      std::vector<int> most(static_cast<std::size_t>(blocks));
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(codes.size()); ++i) {
+        const std::int64_t row = i / 64 * 2 + i % 2;
+        const auto block = static_cast<std::size_t>(std::min(row, count - 1) / kInt16Block);
+        expect_rounded(codes[i], scales[block], at(row, i / 2 % 32));
+        most[block] = std::max(most[block], std::abs(int{codes[i]}));
+      }
+      if (whole) {
+        EXPECT_EQ(most, std::vector<int>(static_cast<std::size_t>(blocks), 4095));
+      }
+      if (count <= kInt16Block) {
+        const std::int64_t padded = count + count % 2, width = padded + 3;
+        std::vector<std::int16_t> turned(static_cast<std::size_t>(columns * width), 7);
+        Floats of_rows(static_cast<std::size_t>(columns));
+        GetParam()->round_columns(x.data(), stride, count, columns,
+                                  {turned.data(), width, of_rows.data(), 1});
+        for (std::int64_t column = 0; column < columns; ++column)
+          for (std::int64_t row = 0; row < width; ++row) {
+            const std::int16_t is = turned[column * width + row];
+            if (row < padded) {
+              expect_rounded(is, of_rows[column], at(row, column));
+            } else {
+              EXPECT_EQ(is, 7);
+            }
+          }
+      }
+      x.back() = INFINITY;
+      GetParam()->round_pairs(x.data(), stride, count, columns, panel);
+      if (whole) {
+        EXPECT_TRUE(std::isnan(scales.back()));
+      }
     }
 }
 

@@ -40,10 +40,10 @@ Kernels counting(const Kernels& kernels) {
                               columns, add);
   };
   table.multiply_panels = [](const RoundedView& rows, std::int64_t count, std::int64_t depth,
-                             const std::int16_t* panels, std::int64_t panel_size,
-                             std::int64_t columns, float* c, std::int64_t c_stride, bool add) {
+                             const RoundedPanels& panels, std::int64_t columns, float* c,
+                             std::int64_t c_stride, bool add) {
     multiply_adds += count * depth * columns;
-    counted->multiply_panels(rows, count, depth, panels, panel_size, columns, c, c_stride, add);
+    counted->multiply_panels(rows, count, depth, panels, columns, c, c_stride, add);
   };
   table.linear_int8 = [](const MatrixView& w, const Int8View& x, std::int64_t token_begin,
                          std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,

@@ -1,10 +1,12 @@
-// Input gradients dy W as products of whole numbers of 13 bits (RoundedView in kernels/kernels.h).
+// Input gradients dy W and those of attention as products of whole numbers of 13 bits (RoundedView
+// in kernels/kernels.h).
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "kernels/impl/codes.h"
+#include "kernels/impl/elementwise.h"
 #include "kernels/kernels.h"
 
 namespace trimpot::impl {
@@ -40,13 +42,12 @@ void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* sc
     *scales++ = scale.scale;
     const auto inverse = S::set(scale.inverse);
     // Writing at k / 2 never overtakes reading at k: a row can shrink in place.
-    for (std::int64_t k = begin; k < end; k += 16) {
-      std::int16_t whole[16];
-      S::store_int16(whole, S::mul(load(k), inverse));
-      const std::int64_t left = end + end % 2 - k;
-      std::memcpy(to + k, whole,
-                  sizeof(std::int16_t) * static_cast<std::size_t>(left < 16 ? left : 16));
-    }
+    std::int64_t k = begin;
+    for (; k + 16 <= end; k += 16) S::store_int16(to + k, S::mul(S::load(from + k), inverse));
+    if (k == end) continue;
+    std::int16_t whole[16];  // no call of memcpy for each 16 numbers: it took half the time
+    S::store_int16(whole, S::mul(load(k), inverse));
+    std::memcpy(to + k, whole, sizeof(std::int16_t) * static_cast<std::size_t>(end + end % 2 - k));
   }
 }
 
@@ -131,6 +132,58 @@ void multiply_int16(const RoundedView& dy, const std::int16_t* panel, const floa
   while (token + 12 <= token_end) block.template operator()<12>();
   while (token + 4 <= token_end) block.template operator()<4>();
   while (token < token_end) block.template operator()<1>();
+}
+
+template <class S>
+void multiply_panels_int16(const RoundedView& rows, std::int64_t count, std::int64_t depth,
+                           const RoundedPanels& panels, std::int64_t columns, float* c,
+                           std::int64_t c_stride, bool add) {
+  for (std::int64_t column = 0; column < columns; column += 32) {
+    const RoundedPanels panel = panels.panel(column / 32);
+    const auto width = static_cast<int>(columns - column < 32 ? columns - column : 32);
+    multiply_int16<S>(rows, panel.codes, panel.scales, depth, 0, count, c + column, c_stride, width,
+                      add);
+  }
+}
+
+template <class S>
+void round_pairs_int16(const float* rows, std::int64_t stride, std::int64_t count, int columns,
+                       const RoundedPanels& panel) {
+  const auto load = [&](std::int64_t row, int half) {
+    const int left = columns - 16 * half;
+    const float* from = rows + row * stride + 16 * half;
+    return left >= 16 ? S::load(from) : left > 0 ? S::load_first(from, left) : S::zero();
+  };
+  std::int16_t* to = panel.codes;
+  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
+    const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
+    auto most = S::zero(), broken = S::zero();
+    for (std::int64_t row = begin; row < end; ++row)
+      for (int half = 0; half < 2; ++half) {
+        const auto value = load(row, half);
+        most = S::max(most, S::abs(value));
+        broken = S::fma(value, S::zero(), broken);
+      }
+    const Int16Scale scale = int16_scale<S>(most, broken);
+    panel.scales[begin / kInt16Block] = scale.scale;
+    const auto inverse = S::set(scale.inverse);
+    for (std::int64_t row = begin; row < end; row += 2, to += 64)
+      for (int half = 0; half < 2; ++half)
+        S::store_int16_pairs(to + 32 * half, S::mul(load(row, half), inverse),
+                             row + 1 < end ? S::mul(load(row + 1, half), inverse) : S::zero());
+  }
+}
+
+template <class S>
+void round_columns_int16(const float* rows, std::int64_t stride, std::int64_t count,
+                         std::int64_t columns, const RoundedView& to) {
+  float turned[16 * kInt16Block];
+  for (std::int64_t column = 0; column < columns; column += 16) {
+    const std::int64_t width = columns - column < 16 ? columns - column : 16;
+    transpose<S>(rows + column, stride, count, width, turned, kInt16Block);
+    for (std::int64_t i = 0; i < width; ++i)
+      to_int16<S>(turned + i * kInt16Block, count, to.row(column + i), to.scales_of(column + i));
+  }
 }
 
 }  // namespace trimpot::impl

@@ -26,6 +26,10 @@ constexpr Kernels make_kernels() {
     k.unpack_columns_rounded = unpack_columns_int16<S>;
     k.multiply_rounded = multiply_int16<S>;
     k.round_row = to_int16<S>;
+    k.multiply_panels = multiply_panels_int16<S>;
+    k.panel_rows = 12;
+    k.round_pairs = round_pairs_int16<S>;
+    k.round_columns = round_columns_int16<S>;
     k.peak_rounded = {peak_int16<S>, 12 * 32};
   }
   k.scale_gradient_int8 = scale_gradient_int8<S>;
