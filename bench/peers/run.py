@@ -18,6 +18,7 @@ formats) and without; the better one counts.
 """
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -85,10 +86,14 @@ def python_rate(options, script, *arguments):
     return run
 
 
+def cpu_has(*features):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return re.search(rf"\b({'|'.join(features)})\b", flags) is not None
+
+
 def fastest_dtype():
     """Torch's bf16 without instructions for it is slower than f32: over a minute a step on AVX2, where f32 takes seconds."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else "f32"
+    return "bf16" if cpu_has("avx512_bf16", "amx_bf16") else "f32"
 
 
 FINETUNE_SECONDS = 300
@@ -125,6 +130,8 @@ def generation(options, what):
     counts = (0, 128) if what == "decode" else (512, 0)
     for model in [options.model, *(options.own_file if what == "decode" else [])]:
         runs.add(f"trimpot, {model.name}", True, trimpot_rate(options, what, model, *size))
+    if what == "prefill" and cpu_has("amx_bf16") and os.environ.get("TRIMPOT_ISA", "amx") == "amx":
+        runs.add(f"trimpot --precision bf16, {options.model.name}", True, trimpot_rate(options, what, options.model, *size, "--precision", "bf16"))
     for model in [options.model, *options.peer_file]:
         if options.llama:
             runs.add(f"llama.cpp, {model.name}", False, llama_rate(options, options.llama, model, *counts))

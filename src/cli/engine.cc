@@ -5,23 +5,30 @@
 
 #include <csignal>
 
+#include "kernels/linear.h"
 #include "sys/mapped_file.h"
 #include "tune/adapter.h"
 
 namespace trimpot::cli {
 
-void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter) {
+void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter,
+                       bool reads_prompts) {
   command.add_option("-m,--model", options.model, "GGUF model file")->required();
   if (with_adapter)
     command.add_option("--adapter", options.adapter,
                        "adapter (.safetensors) made by trimpot tune for this model");
   command.add_option("-t,--threads", options.threads, "threads (default: all cores)")
       ->check(CLI::Range(0, 1024));
+  std::vector<std::string> precisions{"default", "f32"};
+  if (reads_prompts) precisions.push_back("bf16");
   command
       .add_option("--precision", options.precision,
-                  "default: int8 activations on packed weights; f32: everything in 32-bit floats, "
-                  "slower, the yardstick")
-      ->check(CLI::IsMember({"default", "f32"}))
+                  std::string("default: int8 activations on packed weights; f32: everything in "
+                              "32-bit floats, slower, the yardstick") +
+                      (reads_prompts ? "; bf16: as default, but prompts and scored texts in bf16, "
+                                       "on CPUs with AMX, where that is faster"
+                                     : ""))
+      ->check(CLI::IsMember(precisions))
       ->capture_default_str();
 }
 
@@ -59,6 +66,12 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options) {
   const Precision precision = options.precision == "f32" ? Precision::kF32 : Precision::kDefault;
   const int threads = options.threads > 0 ? options.threads : default_thread_count();
   auto engine = std::make_unique<Engine>(std::move(file), *kernels, precision, threads);
+  engine->compute.bf16_prompts = options.precision == "bf16";
+  if (engine->compute.bf16_prompts && !step_rounds_inputs(engine->compute))
+    return fail(
+        "--precision bf16 needs a CPU with AMX, and here are {} kernels; without it the "
+        "default is the fastest",
+        kernels->name);
   TRIMPOT_TRY(engine->model, load_model(engine->file, engine->compute.team));
   TRIMPOT_TRY(Tokenizer tokenizer, Tokenizer::from_gguf(engine->file));
   if (tokenizer.vocabulary_size() > static_cast<std::size_t>(engine->model->config.vocabulary))

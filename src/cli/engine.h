@@ -20,7 +20,9 @@ struct ModelOptions {
   int threads = 0;  // 0: the cores this process may use
 };
 
-void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter = true);
+// `reads_prompts`: --precision bf16 is one.
+void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter = true,
+                       bool reads_prompts = true);
 // --cache-type
 void add_cache_option(CLI::App& command, std::string& type);
 CacheType cache_type(const std::string& type);

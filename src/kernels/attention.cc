@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/round.h"
+#include "kernels/linear.h"
 #include "kernels/query_blocks.h"
 #include "kernels/rounded_panels.h"
 
@@ -21,25 +22,83 @@ struct Unit {
   const Segment* segment;
   std::int64_t first, count;  // rows within the segment
   std::int64_t head, heads;
+  float* panels;  // RoundedKeyValues of the segment; null: the products are of floats or int8
 };
 
 // Keys beyond which a single query is split over the threads, and how many of them are a piece.
 constexpr std::int64_t kLongContext = 1024, kPart = 512;
 
 bool is_long(const Segment& segment) {
-  return segment.count == 1 && !segment.cache->rounded() && segment.position + 1 > kLongContext;
+  return segment.count == 1 && segment.position + 1 > kLongContext;
 }
 
-std::vector<Unit> attention_units(const AttentionShape& shape, std::span<const Segment> segments) {
+// A segment's keys and values in bf16, as multiply_panels() wants them, in memory for all heads.
+struct RoundedKeyValues {
+  RoundedPanels keys, values;  // of a head: for sums over channels; for sums over keys
+
+  static std::int64_t head_size(const AttentionShape& shape, std::int64_t keys) {
+    return panels_floats(keys, shape.head_dim) + panels_floats(shape.head_dim, keys);
+  }
+  RoundedKeyValues(const AttentionShape& shape, std::int64_t all, std::int64_t kv_head,
+                   float* memory) {
+    float* at = memory + kv_head * head_size(shape, all);
+    keys = lay_panels(at, all, shape.head_dim);
+    values = lay_panels(at, shape.head_dim, all);
+  }
+};
+
+// Of the positions up to the last one of each segment, from the caches' f16; a pointer for each.
+std::vector<float*> round_key_values(Compute& compute, const AttentionShape& shape,
+                                     std::span<const Segment> segments) {
+  std::vector<float*> panels(segments.size());
+  if (!rounds_inputs(compute) || segments.front().cache->type() != CacheType::kFloat) return panels;
+  const auto keys_of = [](const Segment& segment) { return segment.position + segment.count; };
+  std::int64_t floats = 0;
+  for (const Segment& segment : segments)
+    floats += shape.kv_heads * RoundedKeyValues::head_size(shape, keys_of(segment));
+  float* at = compute.shared(Compute::kPanels, floats);
+  const Kernels& k = compute.kernels;
+  const std::int64_t dim = shape.head_dim;
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    const KeyValues& cache = *segments[i].cache;
+    const std::int64_t all = keys_of(segments[i]);
+    const std::int64_t blocks = divide_up(all, kPanelColumns);
+    panels[i] = at;
+    compute.team.for_each(
+        shape.kv_heads * blocks, 4, [&](std::int64_t begin, std::int64_t end, int member) {
+          float* wide = compute.scratch(member, kPanelColumns * dim);
+          for (; begin < end; ++begin) {
+            const std::int64_t head = begin / blocks, block = begin % blocks;
+            const std::int64_t first = block * kPanelColumns;
+            const std::int64_t count = std::min(kPanelColumns, all - first);
+            const RoundedKeyValues to(shape, all, head, panels[i]);
+            const auto* keys = static_cast<const f16*>(cache.key_panels(shape, head).data);
+            for (std::int64_t c = 0; c < 2 * dim; ++c)  // to [head_dim][32]
+              k.widen_f16(keys + first * dim + c * kKeyLanes, kKeyLanes,
+                          wide + c % dim * kPanelColumns + c / dim * kKeyLanes);
+            k.round_pairs(wide, kPanelColumns, dim, kPanelColumns, to.keys.panel(block));
+            const auto* values = static_cast<const f16*>(cache.value_panels(shape, head).data);
+            k.widen_f16(values + first * dim, count * dim, wide);
+            pack_keys(k, wide, dim, count, dim, to.values.from_row(first));
+          }
+        });
+    at += shape.kv_heads * RoundedKeyValues::head_size(shape, all);
+  }
+  return panels;
+}
+
+std::vector<Unit> attention_units(const AttentionShape& shape, std::span<const Segment> segments,
+                                  std::span<float* const> panels) {
   std::vector<Unit> units;
-  const bool rounded = !segments.empty() && segments.front().cache->rounded();
+  const bool rounded = !segments.empty() && panels.front() != nullptr;
   const std::vector<Block> blocks = query_blocks(segments, rounded ? kRoundedRows : kFloatRows);
   // The last blocks see the most keys: first come, first served, the longest first.
   for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
-    if (is_long(*block->segment)) continue;
+    float* of_segment = panels[static_cast<std::size_t>(block->segment - segments.data())];
+    if (of_segment == nullptr && is_long(*block->segment)) continue;
     const std::int64_t heads = block->segment->count == 1 ? shape.heads_per_kv() : 1;
     for (std::int64_t head = 0; head < shape.heads; head += heads)
-      units.push_back({block->segment, block->first, block->count, head, heads});
+      units.push_back({block->segment, block->first, block->count, head, heads, of_segment});
   }
   return units;
 }
@@ -142,9 +201,9 @@ void add_values(Compute& compute, const AttentionShape& shape, const KeyValues& 
 void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
                     float* out, float* log_sum_exp, int member) {
   const Kernels& k = compute.kernels;
-  KeyValues& cache = *unit.segment->cache;
   const std::int64_t width = shape.q_width(), dim = shape.head_dim;
-  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
+  const RoundedKeyValues panels(shape, unit.segment->position + unit.segment->count,
+                                unit.head / shape.heads_per_kv(), unit.panels);
   const std::int64_t keys = unit.segment->position + unit.first + unit.count;
   const std::int64_t padded = round_up(keys, kPanelColumns);
   const std::int64_t rows = unit.count * unit.heads, stride = unit.heads > 1 ? dim : width;
@@ -154,8 +213,7 @@ void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& u
   const RoundedView queries{reinterpret_cast<std::int16_t*>(sums + rows), even(dim)};
   for (std::int64_t i = 0; i < rows; ++i)
     k.round_row(q + at + i * stride, dim, queries.codes + i * queries.stride, nullptr);
-  k.multiply_panels(queries, rows, even(dim), cache.rounded_keys(shape, kv_head), padded, scores,
-                    padded, false);
+  k.multiply_panels(queries, rows, even(dim), panels.keys, padded, scores, padded, false);
   const RoundedView weights{reinterpret_cast<std::int16_t*>(scores), 2 * padded};
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -165,15 +223,14 @@ void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& u
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
     k.round_row(scores + i * padded, padded, weights.codes + i * weights.stride, nullptr);
   }
-  k.multiply_panels(weights, rows, even(keys), cache.rounded_values(shape, kv_head), dim, out + at,
-                    stride, false);
+  k.multiply_panels(weights, rows, even(keys), panels.values, dim, out + at, stride, false);
   for (std::int64_t i = 0; i < rows; ++i)
     k.scale(out + at + i * stride, dim, 1.0f / sums[i], out + at + i * stride);
 }
 
 void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
             float* out, float* log_sum_exp, int member) {
-  if (unit.segment->cache->rounded())
+  if (unit.panels != nullptr)
     return attend_rounded(compute, shape, unit, q, out, log_sum_exp, member);
   const Segment& segment = *unit.segment;
   const KeyValues& cache = *segment.cache;
@@ -280,13 +337,16 @@ void attend_long(Compute& compute, const AttentionShape& shape, const Segment& s
 
 void attention(Compute& compute, const AttentionShape& shape, std::span<const Segment> segments,
                const float* q, float* out, float* log_sum_exp) {
-  const std::vector<Unit> units = attention_units(shape, segments);
+  if (segments.empty()) return;
+  const std::vector<float*> panels = round_key_values(compute, shape, segments);
+  const std::vector<Unit> units = attention_units(shape, segments, panels);
   compute.team.for_each(
       static_cast<std::int64_t>(units.size()), 1, [&](std::int64_t unit, std::int64_t, int member) {
         attend(compute, shape, units[static_cast<std::size_t>(unit)], q, out, log_sum_exp, member);
       });
   for (const Segment& segment : segments)
-    if (is_long(segment)) attend_long(compute, shape, segment, q, out, log_sum_exp);
+    if (panels.front() == nullptr && is_long(segment))
+      attend_long(compute, shape, segment, q, out, log_sum_exp);
 }
 
 }  // namespace trimpot

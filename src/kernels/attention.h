@@ -36,9 +36,6 @@ enum class CacheType {
 // a row with its own scale, a position's value a column, whose scale the attention's weights take.
 //   keys   [kv_heads][capacity / 16][chunks of head_dim][512]
 //   values [kv_heads][tiles of head_dim][capacity / 32][512]
-// In a step of tuning whose products are of bf16 they are panels of multiply_panels():
-//   keys   [kv_heads][capacity / 32][head_dim / 2][32][2]
-//   values [kv_heads][head_dim / 32][capacity / 2][32][2]
 class KeyValues {
  public:
   // With an arena, which must outlive this cache, on huge pages.
@@ -46,15 +43,13 @@ class KeyValues {
                 CacheType type = CacheType::kFloat, Arena* arena = nullptr);
   std::int64_t capacity() const { return capacity_; }
   CacheType type() const { return type_; }
-  bool rounded() const { return rounded_; }  // what is stored is of bf16
   std::size_t bytes() const {
     return keys_.size() + values_.size() + key_scales_.size() * sizeof(f16) +
            value_scales_.size() * sizeof(float);
   }
   // Stores k, v [count, kv_width] at positions position .. position + count - 1. k and v are
   // rounded to f16 in place if that is how they are stored: what is stored is what later code sees
-  // (the backward, which never works with int8). So they are before bf16, for a step may keep them
-  // in f16. A position in bf16 is a multiple of 32.
+  // (the backward, which never works with int8).
   void store(Compute& compute, const AttentionShape& shape, std::int64_t position,
              std::int64_t count, float* k, float* v);
   // Positions 0 .. count - 1 of another cache of the same shape and precision.
@@ -66,9 +61,6 @@ class KeyValues {
   MatrixView key_matrix(const AttentionShape& shape, std::int64_t kv_head, std::int64_t keys) const;
   MatrixView value_matrix(const AttentionShape& shape, std::int64_t kv_head,
                           std::int64_t keys) const;
-  // Of a head in bf16: keys for sums over channels, values for sums over keys.
-  RoundedPanels rounded_keys(const AttentionShape& shape, std::int64_t kv_head);
-  RoundedPanels rounded_values(const AttentionShape& shape, std::int64_t kv_head);
   const float* value_scales(std::int64_t kv_head) const {  // [capacity]
     return value_scales_.data() + kv_head * capacity_;
   }
@@ -79,16 +71,13 @@ class KeyValues {
   void store_f32(const AttentionShape& shape, std::int64_t position, const float* k,
                  const float* v);
   void store_f16(const Compute& compute, const AttentionShape& shape, std::int64_t position,
-                 float* k, float* v, f16* scratch);
+                 std::int64_t count, float* k, float* v, float* scratch);
   void store_int8(const AttentionShape& shape, std::int64_t position, const float* k,
                   const float* v);
-  void store_rounded(Compute& compute, const AttentionShape& shape, std::int64_t position,
-                     std::int64_t count, float* k, float* v);
 
   std::int64_t capacity_ = 0;
   CacheType type_ = CacheType::kFloat;
   Storage storage_ = Storage::kF32;  // of kFloat
-  bool rounded_ = false;
   AlignedBuffer<std::uint8_t> keys_, values_;
   std::vector<f16> key_scales_;      // [kv_heads][capacity]: x = scale * code
   std::vector<float> value_scales_;  // [kv_heads][capacity]

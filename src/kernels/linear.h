@@ -124,7 +124,8 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                      bool add, const KnownOutput& y = {});
 
 // Whether input gradients are products of rounded numbers on this path; whether in a step of tuning
-// forward products of quantized weights are, too; and whether such a step runs. Those of
+// forward products of quantized weights are, too; and whether such a step runs, or a prompt that is
+// read in the same way. Those of
 // attention's gradients are if both are or there is no such step.
 bool rounds_gradients(const Compute& compute);
 bool rounds_attention(const Compute& compute);

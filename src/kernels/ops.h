@@ -44,7 +44,15 @@ class Compute {
     return {rounded_.data(), stride, rounded_scales_.data(), blocks};
   }
   // At least `count` floats shared by all members during one operation; contents do not outlive it.
-  enum Shared { kReordered, kLowRankInput, kLowRankInner, kLowRankGradient, kScores, kSharedCount };
+  enum Shared {
+    kReordered,
+    kLowRankInput,
+    kLowRankInner,
+    kLowRankGradient,
+    kScores,
+    kPanels,
+    kSharedCount
+  };
   float* shared(Shared which, std::size_t count) {
     shared_[which].reserve(count);
     return shared_[which].data();
@@ -53,6 +61,10 @@ class Compute {
   // A step of tuning runs, forward and backward. With `wants_int8` its backward pass reads int8
   // activations: gradients of scales do.
   bool learning = false, wants_int8 = false;
+  // Prompts and texts to be scored are multiplied in bf16 where a step of tuning is
+  // (step_rounds_inputs()): faster, but what a token gets depends on how many come with it. And:
+  // such a prompt is read now.
+  bool bf16_prompts = false, reading = false;
   // Random numbers of this forward and backward pass (dropout); 0: none are wanted.
   std::uint64_t dropout_stream = 0;
 

@@ -45,9 +45,13 @@ struct Turn {
 };
 
 // Computes several sequences together, sharing each pass over the weights. What a sequence gets
-// does not depend on the others, nor on how its tokens are split into steps, bit for bit.
+// does not depend on the others, nor on how its tokens are split into steps, bit for bit. Unless
+// Compute::bf16_prompts is set: then steps are in bf16 in which each sequence has kPromptTokens or
+// more and no overlay.
 class Decoder {
  public:
+  static constexpr std::size_t kPromptTokens = 32;
+
   Decoder(Compute& compute, const Model& model) : compute_(compute), model_(model) {}
 
   // Continues all sequences, each of which appears once. `logits` gets [turns that want them,
@@ -71,6 +75,7 @@ class Decoder {
   AlignedBuffer<float> x_;     // [rows, hidden] after the last layer
   AlignedBuffer<float> last_;  // the rows whose logits are wanted
   Head head_;
+  bool in_bf16_ = false;  // the last step was
 };
 
 // One sequence.

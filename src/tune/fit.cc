@@ -163,7 +163,9 @@ void add_attention(const Shapes& shapes, const std::vector<RunLinear>& linears,
                    const FitOptions& options, std::int64_t rows, Items& items) {
   const ModelConfig& c = shapes.config;
   const std::int64_t keys = round_up(options.max_seq_length, 32);
-  const std::int64_t bytes = cache_bytes(c, options, rows);
+  // With tiles' bf16 the forward has a layer's keys and values in panels beside the cache.
+  const bool panels = options.precision == Precision::kDefault && kernels_are_tiled();
+  const std::int64_t bytes = product({panels ? 2 : 1, cache_bytes(c, options, rows)});
   // A thread's scratch memory is as large as its largest user: attention_backward's two blocks of
   // scores and, of rounded numbers, its sums and their operands, linear_backward's panel, on the
   // f32 path unpacked tiles, and a row of logits with a teacher.

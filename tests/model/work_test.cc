@@ -55,6 +55,11 @@ TEST_F(WorkTest, Prefill) {
   const Work work = prefill_work(compute_, *model_, 8);
   EXPECT_EQ(work.int8_macs, 8 * linears_ + head_);
   EXPECT_EQ(work.f32_macs, layers_ * 2 * 36 * q_);
+  compute_.bf16_prompts = true;
+  const Work prompt = prefill_work(compute_, *model_, 8);
+  const bool rounded = step_rounds_inputs(compute_);
+  EXPECT_EQ(prompt.int8_macs, head_ + (rounded ? 0 : 8 * linears_));
+  EXPECT_EQ(prompt.rounded_macs, rounded ? 8 * linears_ + layers_ * 2 * 36 * q_ : 0);
 }
 
 TEST_F(WorkTest, Tuning) {
@@ -67,10 +72,11 @@ TEST_F(WorkTest, Tuning) {
   const double products = 8 * (linears_ + head_ + again);
   const bool rounded = step_rounds_inputs(compute_);
   EXPECT_EQ(plain.int8_macs, rounded ? 0 : products);
-  const double attention = 7 * layers_ * 36 * q_;
-  const double gradients = rounds_gradients(compute_)
-                               ? plain.rounded_macs - (rounded ? products + attention : 0)
-                               : plain.f32_macs - attention;
+  const double attention = layers_ * 36 * q_;  // twice forward, five times backward
+  const double gradients =
+      rounds_gradients(compute_)
+          ? plain.rounded_macs - (rounded ? products + 7 * attention : 5 * attention)
+          : plain.f32_macs - 7 * attention;
   EXPECT_NEAR(gradients, 8 * (linears_ + head_), 1);
   sink.linears.resize(model_->linear_count());
   for (LinearSink& linear : sink.linears)
