@@ -9,13 +9,15 @@
 
 namespace trimpot::impl {
 
-// e^x for x <= 88.7 within 2 ulp (subnormal results within 2 of their steps). Range reduction
+// e^x for x <= 88.7 within 2 ulp, 0 below -87: a subnormal result, and 0 by way of one, take an
+// Intel core 220 cycles, and each masked score was such a result (15 cycles now). Range reduction
 // x = n ln 2 + r with ln 2 split in two (Cody and Waite), then a degree-6 polynomial on
 // |r| <= ln(2)/2 (coefficients of Cephes' expf).
 template <class S>
-[[gnu::always_inline]] inline typename S::F exponential(typename S::F x) {
+[[gnu::always_inline]] inline typename S::F exponential(typename S::F exponent) {
   using F = typename S::F;
-  x = S::min(S::max(x, S::set(-104.0f)), S::set(88.7f));
+  const F least = S::set(-87.0f);
+  const F x = S::min(S::max(exponent, least), S::set(88.7f));
   const F n = S::round(S::mul(x, S::set(1.44269504088896341f)));
   F r = S::fma(n, S::set(-0.693359375f), x);
   r = S::fma(n, S::set(2.12194440e-4f), r);
@@ -26,7 +28,7 @@ template <class S>
   p = S::fma(p, r, S::set(1.6666665459e-1f));
   p = S::fma(p, r, S::set(5.0000001201e-1f));
   p = S::add(S::fma(S::mul(p, r), r, r), S::set(1.0f));
-  return S::scale_by_power(p, n);
+  return S::where_at_least(exponent, least, S::scale_by_power(p, n));
 }
 
 template <class S>

@@ -98,6 +98,10 @@ struct Scalar {
   static F round(F a) {
     return map([&](int i) { return std::nearbyint(a.lane[i]); });
   }
+  // `then` where a >= least, else 0.
+  static F where_at_least(F a, F least, F then) {
+    return map([&](int i) { return a.lane[i] >= least.lane[i] ? then.lane[i] : 0.0f; });
+  }
   // a * 2^n for a of about 1 and integral n, -252 <= n <= 254: two factors, because one exponent
   // field holds -126 .. 127. The first product is exact.
   static F scale_by_power(F a, F n) {
