@@ -183,6 +183,8 @@ class Cli(unittest.TestCase):
     def test_forced_kernels(self):
         environment = {**os.environ, "TRIMPOT_ISA": "scalar"}
         self.trimpot("run", "-m", "toy.gguf", "-p", "x", "-n", "2", env=environment)
+        _, text = self.trimpot("run", "-m", "toy.gguf", "-p", "x", "--precision", "bf16", code=1, env=environment)
+        self.assertIn("AMX", text)
         environment["TRIMPOT_ISA"] = "nonsense"
         _, text = self.trimpot("run", "-m", "toy.gguf", "-p", "x", code=1, env=environment)
         self.assertIn("TRIMPOT_ISA", text)
@@ -190,7 +192,8 @@ class Cli(unittest.TestCase):
     def test_wrong_usage_is_2(self):
         for args in ((), ("tune",), ("nonsense",), ("run", "-m"), ("tune", "-m", "toy.gguf", "--data",
                      "data.jsonl", "-o", "x.gguf", "--method", "magic"),
-                     ("run", "-m", "toy.gguf", "--temp", "-1")):
+                     ("run", "-m", "toy.gguf", "--temp", "-1"),
+                     ("serve", "-m", "toy.gguf", "--precision", "bf16")):
             self.trimpot(*args, code=2)
         self.trimpot("--help")
         self.trimpot("tune", "--help")
