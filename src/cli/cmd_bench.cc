@@ -430,8 +430,9 @@ void add_bench(CLI::App& app, Action& action) {
   auto options = std::make_shared<BenchOptions>();
   const auto add = [&](const char* name, const char* what, Status (*run)(const BenchOptions&)) {
     CLI::App* bench = command->add_subcommand(name, what);
-    add_model_options(*bench, options->model, std::string_view(name) != "tune",
-                      std::string_view(name) == "prefill");
+    add_model_options(
+        *bench, options->model,
+        {.adapter = std::string_view(name) != "tune", .bf16 = std::string_view(name) == "prefill"});
     bench->add_flag("--json", options->json, "one JSON object instead of text");
     bench->footer(fmt::format("Example:\n  trimpot bench {} -m model.gguf", name));
     bench->callback([options, &action, run] { action = [options, run] { return run(*options); }; });

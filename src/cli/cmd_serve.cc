@@ -90,7 +90,7 @@ void add_serve(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "serve", "Answer requests of OpenAI's API, one model with many adapters at once");
   auto options = std::make_shared<ServeOptions>();
-  add_model_options(*command, options->model, false, false);
+  add_model_options(*command, options->model, {.adapter = false, .bf16 = false});
   command
       ->add_option("--adapter", options->adapters,
                    "name=path of an adapter made by trimpot tune; requests choose it by the "

@@ -11,23 +11,22 @@
 
 namespace trimpot::cli {
 
-void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter,
-                       bool reads_prompts) {
+void add_model_options(CLI::App& command, ModelOptions& options, const ModelChoices& offered) {
   command.add_option("-m,--model", options.model, "GGUF model file")->required();
-  if (with_adapter)
+  if (offered.adapter)
     command.add_option("--adapter", options.adapter,
                        "adapter (.safetensors) made by trimpot tune for this model");
   command.add_option("-t,--threads", options.threads, "threads (default: all cores)")
       ->check(CLI::Range(0, 1024));
   std::vector<std::string> precisions{"default", "f32"};
-  if (reads_prompts) precisions.push_back("bf16");
+  if (offered.bf16) precisions.push_back("bf16");
   command
       .add_option("--precision", options.precision,
                   std::string("default: int8 activations on packed weights; f32: everything in "
                               "32-bit floats, slower, the yardstick") +
-                      (reads_prompts ? "; bf16: as default, but prompts and scored texts in bf16, "
-                                       "on CPUs with AMX, where that is faster"
-                                     : ""))
+                      (offered.bf16 ? "; bf16: as default, but prompts and scored texts in bf16, "
+                                      "on CPUs with AMX, where that is faster"
+                                    : ""))
       ->check(CLI::IsMember(precisions))
       ->capture_default_str();
 }

@@ -20,9 +20,13 @@ struct ModelOptions {
   int threads = 0;  // 0: the cores this process may use
 };
 
-// `reads_prompts`: --precision bf16 is one.
-void add_model_options(CLI::App& command, ModelOptions& options, bool with_adapter = true,
-                       bool reads_prompts = true);
+// What a command offers: --adapter; --precision bf16, which those leave out that read no prompts or
+// several sequences in a step (model/session.h).
+struct ModelChoices {
+  bool adapter = true;
+  bool bf16 = true;
+};
+void add_model_options(CLI::App& command, ModelOptions& options, const ModelChoices& offered = {});
 // --cache-type
 void add_cache_option(CLI::App& command, std::string& type);
 CacheType cache_type(const std::string& type);

@@ -115,7 +115,7 @@ void add_training_options(CLI::App& command, TuneOptions& options) {
 
 void add_tune_options(CLI::App& command, TuneOptions& options) {
   options.trainer.max_seq_length = 0;  // chosen when the model is known
-  add_model_options(command, options.model, false, false);
+  add_model_options(command, options.model, {.adapter = false, .bf16 = false});
   command
       .add_option("--data", options.data,
                   "records (JSON or JSONL: messages, prompt/completion, text, Alpaca, ShareGPT) "

@@ -141,7 +141,7 @@ struct Kernels {
   void (*unpack_columns)(const MatrixView& weight, std::int64_t chunk, std::int64_t tile_begin,
                          std::int64_t tile_end, bool raw, float* panel);
   // The same as pairs of rows in the rounded form, [8 * tiles][32][2], with a scale for each 8
-  // tiles (int16). This and the next two are null without a rounded form.
+  // tiles (int16). This and what follows up to round_row() is null without a rounded form.
   void (*unpack_columns_rounded)(const MatrixView& weight, std::int64_t chunk,
                                  std::int64_t tile_begin, std::int64_t tile_end,
                                  std::int16_t* panel, float* scales);

@@ -123,14 +123,16 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                      const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
                      bool add, const KnownOutput& y = {});
 
-// Whether input gradients are products of rounded numbers on this path; whether in a step of tuning
-// forward products of quantized weights are, too; and whether such a step runs, or a prompt that is
-// read in the same way. Those of
-// attention's gradients are if both are or there is no such step.
+// What is a product of rounded numbers (RoundedView) on this path: input gradients;
 bool rounds_gradients(const Compute& compute);
-bool rounds_attention(const Compute& compute);
+// forward products of quantized weights and attention's, in a step of tuning;
 bool step_rounds_inputs(const Compute& compute);
+// the same now, as such a step runs, or a text is read in the same way (Compute::reading_bf16);
 bool rounds_inputs(const Compute& compute);
+// attention's gradients: of bf16 in such a step alone, where the forward's scores are, too; whole
+// numbers of 13 bits are close enough to a forward in floats.
+bool rounds_attention(const Compute& compute);
+
 // The head's input gradient: rows of dy are `dy_stride` floats apart, each of which
 // round_head_row() has put into the form that the kernels work with, in place.
 void round_head_row(Compute& compute, float* dy, std::int64_t rows, int member);

@@ -231,7 +231,7 @@ bool step_rounds_inputs(const Compute& compute) {
 }
 
 bool rounds_inputs(const Compute& compute) {
-  return (compute.learning || compute.reading) && step_rounds_inputs(compute);
+  return (compute.learning || compute.reading_bf16) && step_rounds_inputs(compute);
 }
 
 bool rounds_attention(const Compute& compute) {

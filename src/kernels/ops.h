@@ -62,9 +62,9 @@ class Compute {
   // activations: gradients of scales do.
   bool learning = false, wants_int8 = false;
   // Prompts and texts to be scored are multiplied in bf16 where a step of tuning is
-  // (step_rounds_inputs()): faster, but what a token gets depends on how many come with it. And:
-  // such a prompt is read now.
-  bool bf16_prompts = false, reading = false;
+  // (step_rounds_inputs()): faster, but what a token gets depends on how many come with it. Set
+  // once; a Decoder sets the second one while it reads such a text.
+  bool bf16_prompts = false, reading_bf16 = false;
   // Random numbers of this forward and backward pass (dropout); 0: none are wanted.
   std::uint64_t dropout_stream = 0;
 

@@ -24,18 +24,6 @@ std::vector<OverlayRun> overlay_runs(std::span<const Turn> turns) {
   return runs;
 }
 
-// Sets Compute::reading for a while.
-class Reading {
- public:
-  Reading(Compute& compute, bool in_bf16) : compute_(compute) { compute.reading = in_bf16; }
-  ~Reading() { compute_.reading = false; }
-  Reading(const Reading&) = delete;
-  Reading& operator=(const Reading&) = delete;
-
- private:
-  Compute& compute_;
-};
-
 }  // namespace
 
 Sequence::Sequence(const Compute& compute, const Model& model, std::int64_t context,
@@ -78,7 +66,7 @@ Status Decoder::step(std::span<const Turn> turns, float* logits) {
   const auto rows = static_cast<std::int64_t>(tokens_.size());
   in_bf16_ = compute_.bf16_prompts && runs.empty();
   for (const Turn& turn : turns) in_bf16_ = in_bf16_ && turn.tokens.size() >= kPromptTokens;
-  const Reading reading(compute_, in_bf16_);
+  compute_.reading_bf16 = in_bf16_;
   activations_.allocate(config, rows);
   x_.reserve(static_cast<std::size_t>(rows * config.hidden));
   rope_.fill(model_, batch);
@@ -104,14 +92,15 @@ Status Decoder::step(std::span<const Turn> turns, float* logits) {
     std::copy_n(x_.data() + row * config.hidden, config.hidden,
                 last_.data() + wanted++ * config.hidden);
   }
-  const Reading single(compute_, false);  // they are few: as when they are generated
+  compute_.reading_bf16 = false;  // the last rows are few: their logits as when they are generated
   if (wanted > 0) head_.forward(compute_, model_, wanted, last_.data(), logits);
   return {};
 }
 
 void Decoder::logits_of(std::int64_t begin, std::int64_t count, float* logits) {
-  const Reading reading(compute_, in_bf16_);
+  compute_.reading_bf16 = in_bf16_;
   head_.forward(compute_, model_, count, x_.data() + begin * model_.config.hidden, logits);
+  compute_.reading_bf16 = false;
 }
 
 Status Session::append(std::span<const TokenId> tokens, float* last_logits) {

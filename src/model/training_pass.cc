@@ -227,6 +227,7 @@ void TrainingPass::restore_attention(std::size_t layer) {
   });
   std::copy_n(kept_sums_.data() + static_cast<std::int64_t>(layer) * rows_ * shape.heads,
               rows_ * shape.heads, activations_.log_sum_exp.data());
+  if (rounds_attention(compute_)) return;  // the backward has k and v in panels of its own
   for (const Segment& segment : rows_of_.segments)
     segment.cache->store(compute_, shape, segment.position, segment.count,
                          activations_.k.data() + segment.row * shape.kv_width(),

@@ -11,7 +11,7 @@
 namespace trimpot {
 namespace {
 
-// What attention's gradients are products of: 0 of floats (rounds_attention() in a step of tuning).
+// Kernels::panel_rows where a step's attention gradients are products of rounded numbers; else 0.
 std::int64_t panel_rows(Precision precision) {
   const auto kernels = select_kernels();
   return precision == Precision::kDefault && kernels ? (*kernels)->panel_rows : 0;
@@ -207,7 +207,7 @@ void add_head(const Shapes& shapes, const FitOptions& options, std::int64_t rows
   // LayerGradients; keys and values have one for each head, and one for the first two thirds of its
   // queries.
   const std::int64_t shares = product({2, shape.heads, rows + rows * 2 / 3, shape.head_dim, 4});
-  // Values in lanes of floats, or keys and, twice, values in halves with their scales.
+  // Values in lanes of floats, or in halves, with scales, the values once and the keys twice.
   const bool rounds = panel_rows(options.precision) > 0;
   const std::int64_t lanes =
       product({round_up(rows, 32), shape.kv_width(), rounds ? 6 : 4}) + (rounds ? rows : 0);

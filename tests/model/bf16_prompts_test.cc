@@ -4,6 +4,7 @@
 #include "io/test_files.h"
 #include "kernels/linear.h"
 #include "model/session.h"
+#include "model/session_options.h"
 #include "support/compare.h"
 #include "support/random.h"
 #include "support/reference.h"
@@ -18,16 +19,7 @@ constexpr std::int64_t kVocabulary = 45;
 class Bf16Prompts : public testing::TestWithParam<const Kernels*> {
  protected:
   void SetUp() override {
-    ToyOptions options;
-    options.hidden = 64;
-    options.heads = 12;
-    options.kv_heads = 4;
-    options.head_dim = 8;
-    options.vocabulary = kVocabulary;
-    options.linear_types = {ElementType::kQ4_1, ElementType::kQ4_0, ElementType::kQ5_1,
-                            ElementType::kQ8_0, ElementType::kQ5_0, ElementType::kF16,
-                            ElementType::kQ4_1};
-    auto toy = load_toy(toy_file(options), folder_.file("toy.gguf"));
+    auto toy = load_toy(toy_file(session_options()), folder_.file("toy.gguf"));
     ASSERT_TRUE(toy) << toy.error().message;
     model_ = std::move(toy->model);
     RandomStream random(1);
@@ -47,7 +39,7 @@ class Bf16Prompts : public testing::TestWithParam<const Kernels*> {
             out.insert(out.end(), logits, logits + kVocabulary);
           });
       EXPECT_TRUE(status) << status.error().message;
-      EXPECT_FALSE(compute.reading);
+      EXPECT_FALSE(compute.reading_bf16);
       rest = rest.subspan(piece);
     }
     return out;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "io/test_files.h"
+#include "model/session_options.h"
 #include "support/compare.h"
 #include "support/random.h"
 #include "support/reference.h"
@@ -13,19 +14,6 @@ namespace trimpot {
 namespace {
 
 using Logits = std::vector<float>;
-
-ToyOptions session_options() {
-  ToyOptions options;
-  options.hidden = 64;
-  options.heads = 12;
-  options.kv_heads = 4;
-  options.head_dim = 8;  // panels narrower than a vector
-  options.vocabulary = 45;
-  options.linear_types = {ElementType::kQ4_1, ElementType::kQ4_0, ElementType::kQ5_1,
-                          ElementType::kQ8_0, ElementType::kQ5_0, ElementType::kF16,
-                          ElementType::kQ4_1};
-  return options;
-}
 
 struct Setup {
   const Kernels* kernels;

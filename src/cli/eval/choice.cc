@@ -99,7 +99,7 @@ void add_eval_choice(CLI::App& eval, Action& action) {
   CLI::App* choice = eval.add_subcommand(
       "choice", "Multiple choice: accuracy, with lm-eval's prompts and standard errors");
   auto options = std::make_shared<ChoiceCommand>();
-  add_model_options(*choice, options->model, true, false);
+  add_model_options(*choice, options->model, {.bf16 = false});
   choice->add_option("--task", options->task, "what kind of data set the file is")
       ->check(CLI::IsMember(choice_task_names()))
       ->required();

@@ -73,7 +73,7 @@ void add_eval_columns(CLI::App& eval, Action& action) {
   CLI::App* columns = eval.add_subcommand(
       "columns", "Input channels of one layer by sensitivity to quantization, and their gradient");
   auto options = std::make_shared<ColumnsOptions>();
-  add_model_options(*columns, options->model, false, false);
+  add_model_options(*columns, options->model, {.adapter = false, .bf16 = false});
   columns->add_option("-f,--file", options->text, "text file, read as it is")->required();
   columns->add_option("--layer", options->layer, "counted from 0")
       ->check(CLI::Range(0, 1 << 20))

@@ -93,7 +93,7 @@ void add_eval_generate(CLI::App& eval, Action& action) {
   CLI::App* generate =
       eval.add_subcommand("generate", "Written answers, greedy: exact match of the final number");
   auto options = std::make_shared<GenerateCommand>();
-  add_model_options(*generate, options->model, true, false);
+  add_model_options(*generate, options->model, {.bf16 = false});
   generate->add_option("--task", options->task, "what kind of data set the file is")
       ->check(CLI::IsMember({"gsm8k"}))
       ->required();

@@ -10,8 +10,8 @@
 namespace trimpot::impl {
 
 // e^x for x <= 88.7 within 2 ulp, 0 below -87: a subnormal result, and 0 by way of one, take an
-// Intel core 220 cycles, and each masked score was such a result (15 cycles now). Range reduction
-// x = n ln 2 + r with ln 2 split in two (Cody and Waite), then a degree-6 polynomial on
+// Intel core 220 cycles instead of 15, and each masked score would be such a result. Range
+// reduction x = n ln 2 + r with ln 2 split in two (Cody and Waite), then a degree-6 polynomial on
 // |r| <= ln(2)/2 (coefficients of Cephes' expf).
 template <class S>
 [[gnu::always_inline]] inline typename S::F exponential(typename S::F exponent) {
