@@ -25,8 +25,10 @@ struct Unit {
   float* panels;  // RoundedKeyValues of the segment; null: the products are of floats or int8
 };
 
-// Keys beyond which a single query is split over the threads, and how many of them are a piece.
-constexpr std::int64_t kLongContext = 1024, kPart = 512;
+// Each part of the keys has a softmax and a sum of values of its own, so that scores stay in the
+// first-level cache and a single query can be split over the threads. Parts are combined in order.
+constexpr std::int64_t kPart = KeyValues::kPart;
+constexpr std::int64_t kLongContext = 1024;  // keys beyond which a single query is split
 
 bool is_long(const Segment& segment) {
   return segment.count == 1 && segment.position + 1 > kLongContext;
@@ -112,35 +114,28 @@ Int8View int8_view(float* memory, std::int64_t columns) {
   return {reinterpret_cast<Int8Block*>(memory), int8_blocks(columns)};
 }
 
-// scores [rows, padded keys] of queries whose rows are `stride` apart, still without 1 / sqrt(dim).
-// With int8 keys the queries are rounded to int8 too, in `int8`.
-void score_keys(Compute& compute, const AttentionShape& shape, const KeyValues& cache,
-                std::int64_t kv_head, const float* q, std::int64_t stride, std::int64_t rows,
-                std::int64_t first, std::int64_t end, std::int64_t padded, float* scores,
-                float* int8) {
-  const std::int64_t dim = shape.head_dim;
-  if (cache.type() == CacheType::kInt8) {
-    const Int8View queries = int8_view(int8, dim);
-    compute.kernels.quantize(q, stride, dim, 0, rows, queries);
-    compute.kernels.linear_int8(cache.key_matrix(shape, kv_head, padded), queries, 0, rows,
-                                first / kTileRows, end / kTileRows, nullptr, nullptr, scores,
-                                padded, false);
-    return;
-  }
-  Panels panels = cache.key_panels(shape, kv_head);
-  panels.data = static_cast<const std::uint8_t*>(panels.data) +
-                first / kKeyLanes * panels.tile_stride * storage_bytes(panels.storage);
-  compute.kernels.multiply({q, stride, 1}, panels, rows, end - first, dim, scores + first, padded,
-                           false);
-}
+// Consecutive queries of one head, or one of each head that shares keys.
+struct Queries {
+  const float* q;  // of head_dim numbers each
+  std::int64_t stride, rows;
+  std::int64_t kv_head;
+  std::int64_t keys;  // that the last one sees
+  bool causal;        // the one before sees one less
+  Int8View int8;      // [rows, blocks of head_dim], for int8 keys
 
-// Sums of exponentials, every 16th score in one of them: those of pieces are added in order, then
+  std::int64_t seen(std::int64_t row) const { return keys - (causal ? rows - 1 - row : 0); }
+  std::int64_t padded() const { return round_up(keys, kKeyLanes); }
+  std::int64_t parts() const { return divide_up(keys, kPart); }
+  std::int64_t parts(std::int64_t row) const { return divide_up(seen(row), kPart); }
+};
+
+// Sums of exponentials, every 16th score in one of them: those of parts are added in order, then
 // lane by lane, whoever worked them out.
 struct Sums {
   static constexpr std::int64_t kLanes = 16;
   float lane[kLanes] = {};
-  void add(const float* other) {
-    for (std::int64_t i = 0; i < kLanes; ++i) lane[i] += other[i];
+  void add(const float* other, float factor) {
+    for (std::int64_t i = 0; i < kLanes; ++i) lane[i] += factor * other[i];
   }
   float total() {
     for (std::int64_t width = kLanes / 2; width > 0; width /= 2)
@@ -149,52 +144,131 @@ struct Sums {
   }
 };
 
+// What parts of the keys give a query: e^(score - highest) times the values, and its sums.
+struct PartView {
+  float* out;      // [parts, rows, head_dim]
+  float* highest;  // [parts, rows]
+  float* lanes;    // [parts, rows, Sums::kLanes]
+  std::int64_t rows, dim;
+
+  static std::int64_t floats(std::int64_t rows, std::int64_t dim) {  // of a part
+    return rows * (dim + 1 + Sums::kLanes);
+  }
+  PartView(float* memory, std::int64_t parts, std::int64_t rows, std::int64_t dim)
+      : out(memory),
+        highest(out + parts * rows * dim),
+        lanes(highest + parts * rows),
+        rows(rows),
+        dim(dim) {}
+  std::int64_t row(std::int64_t part, std::int64_t row) const { return part * rows + row; }
+};
+
+// Queries for int8 keys are int8 too, once for all parts: in int8_floats(rows, dim) of memory.
+void round_queries(const Kernels& k, std::int64_t dim, float* memory, Queries& queries) {
+  queries.int8 = int8_view(memory, dim);
+  k.quantize(queries.q, queries.stride, dim, 0, queries.rows, queries.int8);
+}
+
+// scores [rows, width] of keys first .. first + width, still without 1 / sqrt(dim).
+void score_keys(const Kernels& k, const AttentionShape& shape, const KeyValues& cache,
+                const Queries& queries, std::int64_t first, std::int64_t width, float* scores) {
+  const std::int64_t dim = shape.head_dim;
+  if (cache.type() == CacheType::kInt8) {
+    const MatrixView keys = cache.key_matrix(shape, queries.kv_head, first, width);
+    k.linear_int8(keys, queries.int8, 0, queries.rows, 0, keys.tiles, nullptr, nullptr, scores,
+                  width, false);
+    return;
+  }
+  Panels panels = cache.key_panels(shape, queries.kv_head);
+  panels.data = static_cast<const std::uint8_t*>(panels.data) +
+                first / kKeyLanes * panels.tile_stride * storage_bytes(panels.storage);
+  k.multiply({queries.q, queries.stride, 1}, panels, queries.rows, width, dim, scores, width,
+             false);
+}
+
+// out [rows, head_dim] of keys first .. first + width from their weights [rows, width]. Of int8
+// values the weights take the values' scales and are rounded to int8 too, in `int8`; those that a
+// query does not see are zero and stay so, whatever a later value's scale.
+void add_values(const Kernels& k, const AttentionShape& shape, const KeyValues& cache,
+                const Queries& queries, std::int64_t first, std::int64_t width, float* weights,
+                float* int8, float* out) {
+  const std::int64_t dim = shape.head_dim;
+  if (cache.type() == CacheType::kInt8) {
+    const Int8View rounded = int8_view(int8, width);
+    const float* scales = cache.value_scales(queries.kv_head) + first;
+    for (std::int64_t i = 0; i < queries.rows; ++i)
+      k.scale_each(scales, std::clamp<std::int64_t>(queries.seen(i) - first, 0, width),
+                   weights + i * width);
+    const MatrixView values = cache.value_matrix(shape, queries.kv_head, first, width);
+    k.quantize(weights, width, width, 0, queries.rows, rounded);
+    k.linear_int8(values, rounded, 0, queries.rows, 0, values.tiles, nullptr, nullptr, out, dim,
+                  false);
+    return;
+  }
+  Panels panels = cache.value_panels(shape, queries.kv_head);
+  panels.data = static_cast<const std::uint8_t*>(panels.data) +
+                first * panels.k_stride * storage_bytes(panels.storage);
+  // Positions that nobody has written yet may hold anything.
+  const std::int64_t depth = std::min(width, queries.keys - first);
+  k.multiply({weights, width, 1}, panels, queries.rows, dim, depth, out, dim, false);
+}
+
+std::int64_t part_scratch(const KeyValues& cache, std::int64_t rows) {
+  return rows * kPart + (cache.type() == CacheType::kInt8 ? int8_floats(rows, kPart) : 0);
+}
+
+// One part of the keys. `scratch`: part_scratch() floats.
+void attend_part(const Kernels& k, const AttentionShape& shape, const KeyValues& cache,
+                 const Queries& queries, std::int64_t part, const PartView& to, float* scratch) {
+  const std::int64_t first = part * kPart, width = std::min(kPart, queries.padded() - first);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  float* scores = scratch;
+  score_keys(k, shape, cache, queries, first, width, scores);
+  for (std::int64_t i = 0; i < queries.rows; ++i) {
+    const std::int64_t at = to.row(part, i), seen = std::min(queries.seen(i) - first, width);
+    float* lanes = to.lanes + at * Sums::kLanes;
+    std::fill_n(lanes, Sums::kLanes, 0.0f);
+    if (seen <= 0) {
+      std::fill_n(scores + i * width, width, 0.0f);
+      continue;
+    }
+    to.highest[at] = k.scale_scores(scores + i * width, seen, width, scale);
+    k.exponentials(scores + i * width, width, to.highest[at], lanes);
+  }
+  add_values(k, shape, cache, queries, first, width, scores, scratch + queries.rows * kPart,
+             to.out + to.row(part, 0) * shape.head_dim);
+}
+
+// The softmax over the parts that a query sees: out[0, head_dim), and the log-sum-exp of its scaled
+// scores.
+float combine_parts(const Kernels& k, const PartView& of, std::int64_t parts, std::int64_t row,
+                    float* out) {
+  float highest = of.highest[row];
+  for (std::int64_t part = 1; part < parts; ++part)
+    highest = std::max(highest, of.highest[of.row(part, row)]);
+  Sums sums;
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const std::int64_t at = of.row(part, row);
+    const float factor = std::exp(of.highest[at] - highest);
+    sums.add(of.lanes + at * Sums::kLanes, factor);
+    float* of_part = of.out + at * of.dim;
+    k.scale(of_part, of.dim, factor, part == 0 ? out : of_part);
+    if (part > 0) k.add(of_part, of.dim, out);
+  }
+  const float sum = sums.total();
+  k.scale(out, of.dim, 1.0f / sum, out);
+  return highest + std::log(sum);
+}
+
 // scores[0, keys) -> exp(scale * score - highest), zero up to `padded`; gives their sum and the
 // log-sum-exp of the scaled scores.
 void softmax(const Kernels& k, float* scores, std::int64_t keys, std::int64_t padded, float scale,
              float* sum, float* log_sum_exp) {
   const float highest = k.scale_scores(scores, keys, padded, scale);
   Sums sums;
-  for (std::int64_t first = 0; first < padded; first += kPart) {
-    Sums part;
-    k.exponentials(scores + first, std::min(kPart, padded - first), highest, part.lane);
-    sums.add(part.lane);
-  }
+  k.exponentials(scores, padded, highest, sums.lane);
   *sum = sums.total();
   *log_sum_exp = highest + std::log(*sum);
-}
-
-// The weights of keys first .. end of int8 values take the values' scales and are rounded to int8,
-// in a row of weights. Those from `keys` on are zero and stay so, whatever a later value's scale.
-void round_weights(const Kernels& k, const KeyValues& cache, std::int64_t kv_head,
-                   std::int64_t first, std::int64_t end, std::int64_t keys, float* scores,
-                   Int8Block* weights) {
-  k.scale_each(cache.value_scales(kv_head) + first, std::min(end, keys) - first, scores + first);
-  const Int8View part{weights + first / kChunkColumns, int8_blocks(end - first)};
-  k.quantize(scores + first, 0, end - first, 0, 1, part);
-}
-
-// out [rows, channels first .. end) of a head, from weights as softmax() and, of int8 values,
-// round_weights() leave them.
-void add_values(Compute& compute, const AttentionShape& shape, const KeyValues& cache,
-                std::int64_t kv_head, std::int64_t keys, std::int64_t padded, std::int64_t rows,
-                std::int64_t first, std::int64_t end, const float* scores, const Int8View& weights,
-                float* out, std::int64_t stride, const float* sums) {
-  if (cache.type() == CacheType::kInt8) {
-    compute.kernels.linear_int8(cache.value_matrix(shape, kv_head, keys), weights, 0, rows,
-                                first / kTileRows, (end + kTileRows - 1) / kTileRows, nullptr,
-                                nullptr, out, stride, false);
-  } else {
-    Panels panels = cache.value_panels(shape, kv_head);
-    panels.data =
-        static_cast<const std::uint8_t*>(panels.data) + first * storage_bytes(panels.storage);
-    compute.kernels.multiply({scores, padded, 1}, panels, rows, end - first, keys, out + first,
-                             stride, false);
-  }
-  for (std::int64_t i = 0; i < rows; ++i) {
-    float* to = out + i * stride + first;
-    compute.kernels.scale(to, end - first, 1.0f / sums[i], to);
-  }
 }
 
 // attend() in bf16: queries, keys, weights and values are rounded, sums and the softmax are not.
@@ -233,104 +307,70 @@ void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, con
   if (unit.panels != nullptr)
     return attend_rounded(compute, shape, unit, q, out, log_sum_exp, member);
   const Segment& segment = *unit.segment;
-  const KeyValues& cache = *segment.cache;
-  const std::int64_t width = shape.q_width(), dim = shape.head_dim;
-  const std::int64_t kv_head = unit.head / shape.heads_per_kv();
-  const std::int64_t keys = segment.position + unit.first + unit.count;
-  const std::int64_t padded = round_up(keys, kKeyLanes);
-  const std::int64_t rows = unit.count * unit.heads, stride = unit.heads > 1 ? dim : width;
-  const bool int8 = cache.type() == CacheType::kInt8;
-  float* scores = compute.scratch(
-      member, rows * (padded + 1) + (int8 ? int8_floats(rows, std::max(dim, padded)) : 0));
-  float* sums = scores + rows * padded;
-  float* rounded = sums + rows;
-  const std::int64_t row = segment.row + unit.first, at = row * width + unit.head * dim;
-  score_keys(compute, shape, cache, kv_head, q + at, stride, rows, 0, padded, padded, scores,
-             rounded);
-  const Int8View weights = int8_view(rounded, padded);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const bool one_head = unit.heads == 1;
+  const std::int64_t dim = shape.head_dim, stride = one_head ? shape.q_width() : dim;
+  const std::int64_t row = segment.row + unit.first;
+  const std::int64_t at = row * shape.q_width() + unit.head * dim;
+  Queries queries{q + at,
+                  stride,
+                  unit.count * unit.heads,
+                  unit.head / shape.heads_per_kv(),
+                  segment.position + unit.first + unit.count,
+                  one_head,
+                  {}};
+  const std::int64_t parts = queries.parts(), rows = queries.rows;
+  const std::int64_t floats = part_scratch(*segment.cache, rows);
+  float* scratch = compute.scratch(
+      member, floats + parts * PartView::floats(rows, dim) + int8_floats(rows, dim));
+  if (segment.cache->type() == CacheType::kInt8)
+    round_queries(compute.kernels, dim, scratch + floats + parts * PartView::floats(rows, dim),
+                  queries);
+  const PartView view(scratch + floats, parts, rows, dim);
+  for (std::int64_t part = 0; part < parts; ++part)
+    attend_part(compute.kernels, shape, *segment.cache, queries, part, view, scratch);
   for (std::int64_t i = 0; i < rows; ++i) {
-    const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
-    const std::int64_t seen = keys - unit.count + query + 1;
-    float lse;
-    softmax(compute.kernels, scores + i * padded, seen, padded, scale, &sums[i], &lse);
-    if (int8)
-      round_weights(compute.kernels, cache, kv_head, 0, padded, seen, scores + i * padded,
-                    weights.row(i));
-    if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
+    const float lse =
+        combine_parts(compute.kernels, view, queries.parts(i), i, out + at + i * stride);
+    if (log_sum_exp == nullptr) continue;
+    log_sum_exp[(one_head ? row + i : row) * shape.heads + unit.head + (one_head ? 0 : i)] = lse;
   }
-  add_values(compute, shape, cache, kv_head, keys, padded, rows, 0, dim, scores, weights, out + at,
-             stride, sums);
 }
 
-// A single query with many keys: scores and then weights are split by keys, then the output by
-// channels, all heads that share keys together.
+// A single query with many keys: parts for all threads, the heads that share keys together.
 void attend_long(Compute& compute, const AttentionShape& shape, const Segment& segment,
                  const float* q, float* out, float* log_sum_exp) {
-  constexpr std::int64_t kChannels = 32;
-  const Kernels& kernels = compute.kernels;
   const KeyValues& cache = *segment.cache;
   const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
-  const std::int64_t keys = segment.position + 1, padded = round_up(keys, kKeyLanes);
-  const std::int64_t parts = (padded + kPart - 1) / kPart;
-  const bool int8 = cache.type() == CacheType::kInt8;
-  const std::int64_t floats = int8 ? int8_floats(1, padded) : 0;  // of a head
-  float* scores = compute.shared(Compute::kScores,
-                                 shape.heads * (padded + floats + (1 + Sums::kLanes) * parts + 1));
-  float* rounded = scores + shape.heads * padded;
-  float* highest = rounded + shape.heads * floats;  // [heads, parts]
-  float* lanes = highest + shape.heads * parts;     // [heads, parts, Sums::kLanes]
-  float* sums = lanes + shape.heads * parts * Sums::kLanes;
-  const float* queries = q + segment.row * shape.q_width();
-  float* to = out + segment.row * shape.q_width();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const std::int64_t at = segment.row * shape.q_width();
+  Queries all{q + at, dim, shape.heads, 0, segment.position + 1, false, {}};
+  const std::int64_t parts = all.parts();
+  const std::int64_t floats = parts * PartView::floats(share, dim);
+  float* memory =
+      compute.shared(Compute::kScores, shape.kv_heads * floats + int8_floats(shape.heads, dim));
+  if (cache.type() == CacheType::kInt8)
+    round_queries(compute.kernels, dim, memory + shape.kv_heads * floats, all);
+  const auto queries_of = [&](std::int64_t kv_head) {
+    Queries of = all;
+    of.q += kv_head * share * dim;
+    of.int8.data += kv_head * share * of.int8.blocks;
+    of.rows = share;
+    of.kv_head = kv_head;
+    return of;
+  };
+  const auto view_of = [&](std::int64_t kv_head) {
+    return PartView(memory + kv_head * floats, parts, share, dim);
+  };
   compute.team.for_each(
       shape.kv_heads * parts, 1, [&](std::int64_t unit, std::int64_t, int member) {
-        const std::int64_t part = unit % parts, first = part * kPart;
-        const std::int64_t end = std::min(first + kPart, padded);
-        const std::int64_t kv_head = unit / parts, head = kv_head * share;
-        score_keys(compute, shape, cache, kv_head, queries + head * dim, dim, share, first, end,
-                   padded, scores + head * padded,
-                   int8 ? compute.scratch(member, int8_floats(share, dim)) : nullptr);
-        for (std::int64_t i = head; i < head + share; ++i)
-          highest[i * parts + part] = kernels.scale_scores(
-              scores + i * padded + first, std::min(end, keys) - first, end - first, scale);
+        const std::int64_t kv_head = unit / parts;
+        attend_part(compute.kernels, shape, cache, queries_of(kv_head), unit % parts,
+                    view_of(kv_head), compute.scratch(member, part_scratch(cache, share)));
       });
-  // The same pieces as before: a thread has its scores in its cache.
-  compute.team.for_each(shape.kv_heads * parts, 1, [&](std::int64_t unit, std::int64_t, int) {
-    const std::int64_t kv_head = unit / parts, part = unit % parts, first = part * kPart;
-    const std::int64_t end = std::min(first + kPart, padded);
-    for (std::int64_t head = kv_head * share; head < (kv_head + 1) * share; ++head) {
-      float* row = scores + head * padded;
-      const float* of_head = highest + head * parts;
-      const float shift = *std::max_element(of_head, of_head + parts);
-      float* of_part = lanes + (head * parts + part) * Sums::kLanes;
-      std::fill_n(of_part, Sums::kLanes, 0.0f);
-      kernels.exponentials(row + first, end - first, shift, of_part);
-      if (int8)
-        round_weights(kernels, cache, kv_head, first, end, keys, row,
-                      int8_view(rounded + head * floats, padded).row(0));
-    }
+  compute.team.for_each(shape.heads, 1, [&](std::int64_t head, std::int64_t, int) {
+    const float lse = combine_parts(compute.kernels, view_of(head / share), parts, head % share,
+                                    out + at + head * dim);
+    if (log_sum_exp != nullptr) log_sum_exp[segment.row * shape.heads + head] = lse;
   });
-  for (std::int64_t head = 0; head < shape.heads; ++head) {
-    Sums all;
-    for (std::int64_t part = 0; part < parts; ++part)
-      all.add(lanes + (head * parts + part) * Sums::kLanes);
-    sums[head] = all.total();
-    if (log_sum_exp == nullptr) continue;
-    const float* of_head = highest + head * parts;
-    log_sum_exp[segment.row * shape.heads + head] =
-        *std::max_element(of_head, of_head + parts) + std::log(sums[head]);
-  }
-  const std::int64_t channel_parts = (dim + kChannels - 1) / kChannels;
-  compute.team.for_each(
-      shape.kv_heads * channel_parts, 1, [&](std::int64_t unit, std::int64_t, int) {
-        const std::int64_t kv_head = unit / channel_parts, first = unit % channel_parts * kChannels;
-        const std::int64_t head = kv_head * share;
-        add_values(compute, shape, cache, kv_head, keys, padded, share, first,
-                   std::min(first + kChannels, dim), scores + head * padded,
-                   int8_view(rounded + head * floats, padded), to + head * dim, dim, &sums[head]);
-      });
 }
 
 }  // namespace

@@ -35,9 +35,11 @@ enum class CacheType {
 // In int8 they are packed as weight matrices are (format/matrix.h), for the same products: a key is
 // a row with its own scale, a position's value a column, whose scale the attention's weights take.
 //   keys   [kv_heads][capacity / 16][chunks of head_dim][512]
-//   values [kv_heads][tiles of head_dim][capacity / 32][512]
+//   values [kv_heads][parts][tiles of head_dim][positions of the part / 32][512]
+// What a query asks of a part of the positions (attention.cc) lies in a row.
 class KeyValues {
  public:
+  static constexpr std::int64_t kPart = 512;  // positions, fewer in the last part
   // With an arena, which must outlive this cache, on huge pages.
   void allocate(const Compute& compute, const AttentionShape& shape, std::int64_t capacity,
                 CacheType type = CacheType::kFloat, Arena* arena = nullptr);
@@ -56,10 +58,12 @@ class KeyValues {
   void copy_prefix(const AttentionShape& shape, const KeyValues& from, std::int64_t count);
   Panels key_panels(const AttentionShape& shape, std::int64_t kv_head) const;
   Panels value_panels(const AttentionShape& shape, std::int64_t kv_head) const;
-  // The first `keys` keys of a head in int8 as the matrix [keys, head_dim], and its values as
-  // [head_dim, keys], each column without its scale.
-  MatrixView key_matrix(const AttentionShape& shape, std::int64_t kv_head, std::int64_t keys) const;
-  MatrixView value_matrix(const AttentionShape& shape, std::int64_t kv_head,
+  // `keys` keys of a head in int8 from key `first` on, all of one part and the first its own, as
+  // the matrix [keys, head_dim], and their values as [head_dim, keys], each column without its
+  // scale.
+  MatrixView key_matrix(const AttentionShape& shape, std::int64_t kv_head, std::int64_t first,
+                        std::int64_t keys) const;
+  MatrixView value_matrix(const AttentionShape& shape, std::int64_t kv_head, std::int64_t first,
                           std::int64_t keys) const;
   const float* value_scales(std::int64_t kv_head) const {  // [capacity]
     return value_scales_.data() + kv_head * capacity_;
@@ -68,6 +72,11 @@ class KeyValues {
  private:
   std::int64_t key_index(const AttentionShape& shape, std::int64_t position,
                          std::int64_t channel) const;
+  // Bytes from a head's first value to those of tile `tile` of the part that has `position`, and
+  // between its tiles.
+  std::int64_t value_tile_bytes(std::int64_t position) const;
+  std::int64_t value_tile_at(const AttentionShape& shape, std::int64_t position,
+                             std::int64_t tile) const;
   void store_f32(const AttentionShape& shape, std::int64_t position, const float* k,
                  const float* v);
   void store_f16(const Compute& compute, const AttentionShape& shape, std::int64_t position,

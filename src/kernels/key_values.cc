@@ -29,10 +29,10 @@ std::uint8_t int8_code(float x, float inverse) {
 
 constexpr std::int64_t kChunkBytes = 512;
 
-// Of the code at (row, column) of a packed matrix of 8 bits.
-std::int64_t packed_index(std::int64_t row, std::int64_t column, std::int64_t chunks) {
-  return (row / kTileRows * chunks + column / kChunkColumns) * kChunkBytes +
-         column % kChunkColumns / 4 * 64 + row % kTileRows * 4 + column % 4;
+// Of the code at (row % 16, column) from its tile's first on, in a packed matrix of 8 bits.
+std::int64_t index_in_tile(std::int64_t row, std::int64_t column) {
+  return column / kChunkColumns * kChunkBytes + column % kChunkColumns / 4 * 64 +
+         row % kTileRows * 4 + column % 4;
 }
 
 std::int64_t key_bytes(const AttentionShape& shape, std::int64_t keys) {
@@ -43,7 +43,7 @@ std::int64_t value_bytes(const AttentionShape& shape, std::int64_t keys) {
   return keys * round_up(shape.head_dim, kTileRows);
 }
 
-MatrixView int8_matrix(std::int64_t rows, std::int64_t columns, std::int64_t tile_chunks) {
+MatrixView int8_matrix(std::int64_t rows, std::int64_t columns, std::int64_t tile_bytes) {
   MatrixView view;
   view.storage = Storage::kCodes;
   view.bits = 8;
@@ -54,7 +54,7 @@ MatrixView int8_matrix(std::int64_t rows, std::int64_t columns, std::int64_t til
   view.chunks = (columns + kChunkColumns - 1) / kChunkColumns;
   view.group_chunks = static_cast<int>(view.chunks);
   view.groups = 1;
-  view.tile_bytes = tile_chunks * kChunkBytes;
+  view.tile_bytes = tile_bytes;
   return view;
 }
 
@@ -129,10 +129,18 @@ void KeyValues::store_f16(const Compute& compute, const AttentionShape& shape,
   }
 }
 
+std::int64_t KeyValues::value_tile_bytes(std::int64_t position) const {
+  return std::min(kPart, capacity_ - position / kPart * kPart) / kChunkColumns * kChunkBytes;
+}
+
+std::int64_t KeyValues::value_tile_at(const AttentionShape& shape, std::int64_t position,
+                                      std::int64_t tile) const {
+  return value_bytes(shape, position / kPart * kPart) + tile * value_tile_bytes(position);
+}
+
 void KeyValues::store_int8(const AttentionShape& shape, std::int64_t position, const float* k,
                            const float* v) {
   const std::int64_t dim = shape.head_dim;
-  const std::int64_t key_chunks = round_up(dim, kChunkColumns) / kChunkColumns;
   for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
     const std::int64_t at = head * capacity_ + position;
     const float* k_head = k + head * dim;
@@ -144,11 +152,12 @@ void KeyValues::store_int8(const AttentionShape& shape, std::int64_t position, c
     // Below 1e-30 the inverse could overflow; such a head is zero for every purpose.
     const float k_inverse = k_scale > 1e-30f ? 1.0f / k_scale : 0.0f;
     const float v_inverse = v_scale > 1e-30f ? 1.0f / v_scale : 0.0f;
-    std::uint8_t* keys = keys_.data() + head * key_bytes(shape, capacity_);
+    std::uint8_t* keys = keys_.data() + head * key_bytes(shape, capacity_) +
+                         key_bytes(shape, position / kTileRows * kTileRows);
     std::uint8_t* values = values_.data() + head * value_bytes(shape, capacity_);
     for (std::int64_t c = 0; c < dim; ++c) {
-      keys[packed_index(position, c, key_chunks)] = int8_code(k_head[c], k_inverse);
-      values[packed_index(c, position, capacity_ / kChunkColumns)] =
+      keys[index_in_tile(position, c)] = int8_code(k_head[c], k_inverse);
+      values[value_tile_at(shape, position, c / kTileRows) + index_in_tile(c, position % kPart)] =
           int8_code(v_head[c], v_inverse);
     }
   }
@@ -184,11 +193,17 @@ void KeyValues::copy_prefix(const AttentionShape& shape, const KeyValues& from,
   };
   const std::int64_t heads = shape.kv_heads;
   if (type_ == CacheType::kInt8) {
-    const std::int64_t tiles = heads * round_up(shape.head_dim, kTileRows) / kTileRows;
     copy(keys_, from.keys_, heads, key_bytes(shape, capacity_), key_bytes(shape, from.capacity_),
          key_bytes(shape, round_up(count, kTileRows)));
-    copy(values_, from.values_, tiles, capacity_ * kTileRows, from.capacity_ * kTileRows,
-         round_up(count, kChunkColumns) * kTileRows);
+    // The last part's tiles are as long as the capacity makes them.
+    for (std::int64_t head = 0; head < heads; ++head)
+      for (std::int64_t first = 0; first < count; first += kPart)
+        for (std::int64_t tile = 0; tile < divide_up(shape.head_dim, kTileRows); ++tile)
+          std::copy_n(from.values_.data() + head * value_bytes(shape, from.capacity_) +
+                          from.value_tile_at(shape, first, tile),
+                      round_up(std::min(kPart, count - first), kChunkColumns) * kTileRows,
+                      values_.data() + head * value_bytes(shape, capacity_) +
+                          value_tile_at(shape, first, tile));
     copy(key_scales_, from.key_scales_, heads, capacity_, from.capacity_, count);
     copy(value_scales_, from.value_scales_, heads, capacity_, from.capacity_, count);
     return;
@@ -200,18 +215,18 @@ void KeyValues::copy_prefix(const AttentionShape& shape, const KeyValues& from,
 }
 
 MatrixView KeyValues::key_matrix(const AttentionShape& shape, std::int64_t kv_head,
-                                 std::int64_t keys) const {
-  const std::int64_t chunks = round_up(shape.head_dim, kChunkColumns) / kChunkColumns;
-  MatrixView view = int8_matrix(keys, shape.head_dim, chunks);
-  view.codes = keys_.data() + kv_head * key_bytes(shape, capacity_);
-  view.scales = key_scales_.data() + kv_head * capacity_;
+                                 std::int64_t first, std::int64_t keys) const {
+  MatrixView view = int8_matrix(keys, shape.head_dim, key_bytes(shape, kTileRows));
+  view.codes = keys_.data() + kv_head * key_bytes(shape, capacity_) + key_bytes(shape, first);
+  view.scales = key_scales_.data() + kv_head * capacity_ + first;
   return view;
 }
 
 MatrixView KeyValues::value_matrix(const AttentionShape& shape, std::int64_t kv_head,
-                                   std::int64_t keys) const {
-  MatrixView view = int8_matrix(shape.head_dim, keys, capacity_ / kChunkColumns);
-  view.codes = values_.data() + kv_head * value_bytes(shape, capacity_);
+                                   std::int64_t first, std::int64_t keys) const {
+  MatrixView view = int8_matrix(shape.head_dim, keys, value_tile_bytes(first));
+  view.codes =
+      values_.data() + kv_head * value_bytes(shape, capacity_) + value_tile_at(shape, first, 0);
   view.scales = ones_.data();
   return view;
 }

@@ -259,6 +259,33 @@ TEST_P(SessionBits, CopyPrefix) {
   }
 }
 
+// The same around the end of a part of 512 positions, the last of which is as long as the context.
+TEST_P(SessionBits, CopyPrefixBeyondAPart) {
+  RandomStream random(4);
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 600; ++i) tokens.push_back(static_cast<TokenId>(random.below(45)));
+  Compute compute(*GetParam().kernels, GetParam().precision, 2);
+  Session all(compute, *model_, 600, GetParam().cache);
+  Logits want, got(45);
+  ASSERT_TRUE(all.append_all(tokens, 500, [&](std::int64_t, const float* logits) {
+    want.insert(want.end(), logits, logits + 45);
+  }));
+  Decoder decoder(compute, *model_);
+  Sequence whole(compute, *model_, 600, GetParam().cache);
+  const std::span<const TokenId> some = tokens;
+  Turn turn{&whole, some, false};
+  ASSERT_TRUE(decoder.step({&turn, 1}, nullptr));
+  for (const std::size_t length : {500, 511, 512, 513, 599}) {
+    Sequence copy(compute, *model_, 1100, GetParam().cache);
+    copy.copy_prefix(whole, static_cast<std::int64_t>(length));
+    turn = {&copy, some.subspan(length, 1), true};
+    ASSERT_TRUE(decoder.step({&turn, 1}, got.data()));
+    EXPECT_TRUE(same_bits(std::span<const float>(got),
+                          std::span<const float>(want).subspan((length - 500) * 45, 45)))
+        << length;
+  }
+}
+
 TEST_F(SessionUse, AStepWithABadTurnChangesNothing) {
   Decoder decoder(compute_, *model_);
   Sequence good(compute_, *model_, 10), full(compute_, *model_, 2);
