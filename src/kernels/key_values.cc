@@ -119,8 +119,10 @@ void KeyValues::store_f16(const Compute& compute, const AttentionShape& shape,
     }
   for (std::int64_t row = 0; row < count; ++row, ++position, k += width, v += width) {
     kernels.narrow_f16(k, width, halves);
-    if (count < kKeyLanes)
-      for (std::int64_t c = 0; c < width; ++c) keys[key_index(shape, position, c)] = halves[c];
+    for (std::int64_t head = 0; count < kKeyLanes && head < shape.kv_heads; ++head) {
+      f16* to = keys + key_index(shape, position, head * dim);
+      for (std::int64_t c = 0; c < dim; ++c) to[c * kKeyLanes] = halves[head * dim + c];
+    }
     kernels.widen_f16(halves, width, k);
     kernels.narrow_f16(v, width, halves);
     for (std::int64_t head = 0; head < shape.kv_heads; ++head)
