@@ -119,9 +119,9 @@ struct Queries {
   const float* q;  // of head_dim numbers each
   std::int64_t stride, rows;
   std::int64_t kv_head;
-  std::int64_t keys;  // that the last one sees
-  bool causal;        // the one before sees one less
-  Int8View int8;      // [rows, blocks of head_dim], for int8 keys
+  std::int64_t keys;   // that the last one sees
+  bool causal;         // the one before sees one less
+  Int8View int8 = {};  // [rows, blocks of head_dim], for int8 keys
 
   std::int64_t seen(std::int64_t row) const { return keys - (causal ? rows - 1 - row : 0); }
   std::int64_t padded() const { return round_up(keys, kKeyLanes); }
@@ -145,7 +145,7 @@ struct Sums {
 };
 
 // What parts of the keys give a query: e^(score - highest) times the values, and its sums.
-struct PartView {
+struct Partials {
   float* out;      // [parts, rows, head_dim]
   float* highest;  // [parts, rows]
   float* lanes;    // [parts, rows, Sums::kLanes]
@@ -154,13 +154,13 @@ struct PartView {
   static std::int64_t floats(std::int64_t rows, std::int64_t dim) {  // of a part
     return rows * (dim + 1 + Sums::kLanes);
   }
-  PartView(float* memory, std::int64_t parts, std::int64_t rows, std::int64_t dim)
+  Partials(float* memory, std::int64_t parts, std::int64_t rows, std::int64_t dim)
       : out(memory),
         highest(out + parts * rows * dim),
         lanes(highest + parts * rows),
         rows(rows),
         dim(dim) {}
-  std::int64_t row(std::int64_t part, std::int64_t row) const { return part * rows + row; }
+  std::int64_t at(std::int64_t part, std::int64_t row) const { return part * rows + row; }
 };
 
 // Queries for int8 keys are int8 too, once for all parts: in int8_floats(rows, dim) of memory.
@@ -219,13 +219,13 @@ std::int64_t part_scratch(const KeyValues& cache, std::int64_t rows) {
 
 // One part of the keys. `scratch`: part_scratch() floats.
 void attend_part(const Kernels& k, const AttentionShape& shape, const KeyValues& cache,
-                 const Queries& queries, std::int64_t part, const PartView& to, float* scratch) {
+                 const Queries& queries, std::int64_t part, const Partials& to, float* scratch) {
   const std::int64_t first = part * kPart, width = std::min(kPart, queries.padded() - first);
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   float* scores = scratch;
   score_keys(k, shape, cache, queries, first, width, scores);
   for (std::int64_t i = 0; i < queries.rows; ++i) {
-    const std::int64_t at = to.row(part, i), seen = std::min(queries.seen(i) - first, width);
+    const std::int64_t at = to.at(part, i), seen = std::min(queries.seen(i) - first, width);
     float* lanes = to.lanes + at * Sums::kLanes;
     std::fill_n(lanes, Sums::kLanes, 0.0f);
     if (seen <= 0) {
@@ -236,19 +236,19 @@ void attend_part(const Kernels& k, const AttentionShape& shape, const KeyValues&
     k.exponentials(scores + i * width, width, to.highest[at], lanes);
   }
   add_values(k, shape, cache, queries, first, width, scores, scratch + queries.rows * kPart,
-             to.out + to.row(part, 0) * shape.head_dim);
+             to.out + to.at(part, 0) * shape.head_dim);
 }
 
 // The softmax over the parts that a query sees: out[0, head_dim), and the log-sum-exp of its scaled
 // scores.
-float combine_parts(const Kernels& k, const PartView& of, std::int64_t parts, std::int64_t row,
+float combine_parts(const Kernels& k, const Partials& of, std::int64_t parts, std::int64_t row,
                     float* out) {
   float highest = of.highest[row];
   for (std::int64_t part = 1; part < parts; ++part)
-    highest = std::max(highest, of.highest[of.row(part, row)]);
+    highest = std::max(highest, of.highest[of.at(part, row)]);
   Sums sums;
   for (std::int64_t part = 0; part < parts; ++part) {
-    const std::int64_t at = of.row(part, row);
+    const std::int64_t at = of.at(part, row);
     const float factor = std::exp(of.highest[at] - highest);
     sums.add(of.lanes + at * Sums::kLanes, factor);
     float* of_part = of.out + at * of.dim;
@@ -311,21 +311,19 @@ void attend(Compute& compute, const AttentionShape& shape, const Unit& unit, con
   const std::int64_t dim = shape.head_dim, stride = one_head ? shape.q_width() : dim;
   const std::int64_t row = segment.row + unit.first;
   const std::int64_t at = row * shape.q_width() + unit.head * dim;
-  Queries queries{q + at,
-                  stride,
-                  unit.count * unit.heads,
-                  unit.head / shape.heads_per_kv(),
-                  segment.position + unit.first + unit.count,
-                  one_head,
-                  {}};
+  Queries queries{.q = q + at,
+                  .stride = stride,
+                  .rows = unit.count * unit.heads,
+                  .kv_head = unit.head / shape.heads_per_kv(),
+                  .keys = segment.position + unit.first + unit.count,
+                  .causal = one_head};
   const std::int64_t parts = queries.parts(), rows = queries.rows;
-  const std::int64_t floats = part_scratch(*segment.cache, rows);
-  float* scratch = compute.scratch(
-      member, floats + parts * PartView::floats(rows, dim) + int8_floats(rows, dim));
+  const std::int64_t of_part = part_scratch(*segment.cache, rows);
+  const std::int64_t of_all = parts * Partials::floats(rows, dim);
+  float* scratch = compute.scratch(member, of_part + of_all + int8_floats(rows, dim));
+  const Partials view(scratch + of_part, parts, rows, dim);
   if (segment.cache->type() == CacheType::kInt8)
-    round_queries(compute.kernels, dim, scratch + floats + parts * PartView::floats(rows, dim),
-                  queries);
-  const PartView view(scratch + floats, parts, rows, dim);
+    round_queries(compute.kernels, dim, scratch + of_part + of_all, queries);
   for (std::int64_t part = 0; part < parts; ++part)
     attend_part(compute.kernels, shape, *segment.cache, queries, part, view, scratch);
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -342,9 +340,14 @@ void attend_long(Compute& compute, const AttentionShape& shape, const Segment& s
   const KeyValues& cache = *segment.cache;
   const std::int64_t dim = shape.head_dim, share = shape.heads_per_kv();
   const std::int64_t at = segment.row * shape.q_width();
-  Queries all{q + at, dim, shape.heads, 0, segment.position + 1, false, {}};
+  Queries all{.q = q + at,
+              .stride = dim,
+              .rows = shape.heads,
+              .kv_head = 0,
+              .keys = segment.position + 1,
+              .causal = false};
   const std::int64_t parts = all.parts();
-  const std::int64_t floats = parts * PartView::floats(share, dim);
+  const std::int64_t floats = parts * Partials::floats(share, dim);
   float* memory =
       compute.shared(Compute::kScores, shape.kv_heads * floats + int8_floats(shape.heads, dim));
   if (cache.type() == CacheType::kInt8)
@@ -358,7 +361,7 @@ void attend_long(Compute& compute, const AttentionShape& shape, const Segment& s
     return of;
   };
   const auto view_of = [&](std::int64_t kv_head) {
-    return PartView(memory + kv_head * floats, parts, share, dim);
+    return Partials(memory + kv_head * floats, parts, share, dim);
   };
   compute.team.for_each(
       shape.kv_heads * parts, 1, [&](std::int64_t unit, std::int64_t, int member) {

@@ -72,11 +72,9 @@ class KeyValues {
  private:
   std::int64_t key_index(const AttentionShape& shape, std::int64_t position,
                          std::int64_t channel) const;
-  // Bytes from a head's first value to those of tile `tile` of the part that has `position`, and
-  // between its tiles.
+  // Of int8 values: bytes from a head's first one to the part of `position`, and between its tiles.
+  std::int64_t value_part_at(const AttentionShape& shape, std::int64_t position) const;
   std::int64_t value_tile_bytes(std::int64_t position) const;
-  std::int64_t value_tile_at(const AttentionShape& shape, std::int64_t position,
-                             std::int64_t tile) const;
   void store_f32(const AttentionShape& shape, std::int64_t position, const float* k,
                  const float* v);
   void store_f16(const Compute& compute, const AttentionShape& shape, std::int64_t position,

@@ -131,18 +131,17 @@ void KeyValues::store_f16(const Compute& compute, const AttentionShape& shape,
   }
 }
 
+std::int64_t KeyValues::value_part_at(const AttentionShape& shape, std::int64_t position) const {
+  return value_bytes(shape, position / kPart * kPart);
+}
+
 std::int64_t KeyValues::value_tile_bytes(std::int64_t position) const {
   return std::min(kPart, capacity_ - position / kPart * kPart) / kChunkColumns * kChunkBytes;
 }
 
-std::int64_t KeyValues::value_tile_at(const AttentionShape& shape, std::int64_t position,
-                                      std::int64_t tile) const {
-  return value_bytes(shape, position / kPart * kPart) + tile * value_tile_bytes(position);
-}
-
 void KeyValues::store_int8(const AttentionShape& shape, std::int64_t position, const float* k,
                            const float* v) {
-  const std::int64_t dim = shape.head_dim;
+  const std::int64_t dim = shape.head_dim, value_tile = value_tile_bytes(position);
   for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
     const std::int64_t at = head * capacity_ + position;
     const float* k_head = k + head * dim;
@@ -156,10 +155,11 @@ void KeyValues::store_int8(const AttentionShape& shape, std::int64_t position, c
     const float v_inverse = v_scale > 1e-30f ? 1.0f / v_scale : 0.0f;
     std::uint8_t* keys = keys_.data() + head * key_bytes(shape, capacity_) +
                          key_bytes(shape, position / kTileRows * kTileRows);
-    std::uint8_t* values = values_.data() + head * value_bytes(shape, capacity_);
+    std::uint8_t* values =
+        values_.data() + head * value_bytes(shape, capacity_) + value_part_at(shape, position);
     for (std::int64_t c = 0; c < dim; ++c) {
       keys[index_in_tile(position, c)] = int8_code(k_head[c], k_inverse);
-      values[value_tile_at(shape, position, c / kTileRows) + index_in_tile(c, position % kPart)] =
+      values[c / kTileRows * value_tile + index_in_tile(c, position % kPart)] =
           int8_code(v_head[c], v_inverse);
     }
   }
@@ -197,15 +197,19 @@ void KeyValues::copy_prefix(const AttentionShape& shape, const KeyValues& from,
   if (type_ == CacheType::kInt8) {
     copy(keys_, from.keys_, heads, key_bytes(shape, capacity_), key_bytes(shape, from.capacity_),
          key_bytes(shape, round_up(count, kTileRows)));
-    // The last part's tiles are as long as the capacity makes them.
+    // Part by part: the last one's tiles are as long as the capacity makes them.
+    const std::int64_t tiles = divide_up(shape.head_dim, kTileRows);
     for (std::int64_t head = 0; head < heads; ++head)
-      for (std::int64_t first = 0; first < count; first += kPart)
-        for (std::int64_t tile = 0; tile < divide_up(shape.head_dim, kTileRows); ++tile)
-          std::copy_n(from.values_.data() + head * value_bytes(shape, from.capacity_) +
-                          from.value_tile_at(shape, first, tile),
-                      round_up(std::min(kPart, count - first), kChunkColumns) * kTileRows,
-                      values_.data() + head * value_bytes(shape, capacity_) +
-                          value_tile_at(shape, first, tile));
+      for (std::int64_t first = 0; first < count; first += kPart) {
+        const std::int64_t length = round_up(std::min(kPart, count - first), kChunkColumns);
+        const std::int64_t part = value_part_at(shape, first);
+        const std::uint8_t* source =
+            from.values_.data() + head * value_bytes(shape, from.capacity_) + part;
+        std::uint8_t* to = values_.data() + head * value_bytes(shape, capacity_) + part;
+        for (std::int64_t tile = 0; tile < tiles; ++tile)
+          std::copy_n(source + tile * from.value_tile_bytes(first), length * kTileRows,
+                      to + tile * value_tile_bytes(first));
+      }
     copy(key_scales_, from.key_scales_, heads, capacity_, from.capacity_, count);
     copy(value_scales_, from.value_scales_, heads, capacity_, from.capacity_, count);
     return;
@@ -228,7 +232,7 @@ MatrixView KeyValues::value_matrix(const AttentionShape& shape, std::int64_t kv_
                                    std::int64_t first, std::int64_t keys) const {
   MatrixView view = int8_matrix(shape.head_dim, keys, value_tile_bytes(first));
   view.codes =
-      values_.data() + kv_head * value_bytes(shape, capacity_) + value_tile_at(shape, first, 0);
+      values_.data() + kv_head * value_bytes(shape, capacity_) + value_part_at(shape, first);
   view.scales = ones_.data();
   return view;
 }
