@@ -88,7 +88,8 @@ template <class S, int kTokens, int kHalves>
 void multiply_int16_block(const RoundedView& dy, std::int64_t token, const std::int16_t* panel,
                           const float* panel_scales, std::int64_t rows, float* c,
                           std::int64_t c_stride, int columns, bool add) {
-  const std::int16_t* codes = dy.codes + token * dy.stride;
+  const std::int64_t stride = dy.stride;
+  const std::int16_t* codes = dy.codes + token * stride;
   for (std::int64_t begin = 0; begin < rows; begin += kInt16Block, add = true) {
     const std::int64_t end = begin + kInt16Block < rows ? begin + kInt16Block : rows;
     typename S::I sum[kTokens][kHalves];
@@ -96,12 +97,21 @@ void multiply_int16_block(const RoundedView& dy, std::int64_t token, const std::
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 2
       for (int half = 0; half < kHalves; ++half) sum[t][half] = S::zero_int();
-    for (std::int64_t row = begin; row < end; row += 2, panel += 64)
+    const std::int16_t* of[(kTokens + 2) / 3];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; t += 3) of[t / 3] = codes + t * stride + begin;
+    for (std::int64_t row = begin; row < end; row += 2, panel += 64) {
 #pragma GCC unroll 12
       for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 2
         for (int half = 0; half < kHalves; ++half)
-          sum[t][half] = S::dot_pairs(sum[t][half], panel + 32 * half, codes + t * dy.stride + row);
+          sum[t][half] = S::dot_pairs(sum[t][half], panel + 32 * half, of[t / 3] + t % 3 * stride);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; t += 3) {
+        of[t / 3] += 2;
+        asm("" : "+r"(of[t / 3]));
+      }
+    }
     const std::int64_t block = begin / kInt16Block;
     const float* scales = dy.scales + token * dy.scale_stride + block;
 #pragma GCC unroll 12

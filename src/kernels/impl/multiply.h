@@ -39,9 +39,10 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) sum[r][n] = S::zero();
-  const float* a_row[kRows];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) a_row[r] = a.data + (row + r) * a.row_stride;
+  const std::int64_t row_stride = a.row_stride;
+  const float* of[(kRows + 2) / 3];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r += 3) of[r / 3] = a.data + (row + r) * row_stride;
   for (std::int64_t k = 0; k < depth; ++k) {
     typename S::F weight[kTiles];
 #pragma GCC unroll 4
@@ -55,15 +56,20 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
       if constexpr (kTight)  // weights one after the other
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r)
-          sum[r][n] = S::fma(S::set(a_row[r][k * a.column_stride]), weight[n], sum[r][n]);
+          sum[r][n] = S::fma(S::set(of[r / 3][r % 3 * row_stride]), weight[n], sum[r][n]);
     }
     if constexpr (!kTight)
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const auto value = S::set(a_row[r][k * a.column_stride]);
+        const auto value = S::set(of[r / 3][r % 3 * row_stride]);
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n) sum[r][n] = S::fma(value, weight[n], sum[r][n]);
       }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r += 3) {
+      of[r / 3] += a.column_stride;
+      asm("" : "+r"(of[r / 3]));
+    }
   }
   // Unrolled, or the sums would go to the stack and back: at a depth of 16 (weak columns) or 64 (a
   // head) that shows.
