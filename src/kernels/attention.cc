@@ -13,8 +13,9 @@ namespace trimpot {
 namespace {
 
 // Queries of one head that are scored together: whole blocks of the products of floats (12 rows)
-// and of those in bf16 (32).
-constexpr std::int64_t kFloatRows = 24, kRoundedRows = 32;
+// and of rounded numbers (12 or 32).
+constexpr std::int64_t kFloatRows = 24;
+std::int64_t rounded_rows(const Kernels& kernels) { return round_up(24, kernels.panel_rows); }
 
 // Queries that are scored together: `count` consecutive ones of one head, or a single one of
 // `heads` heads that share their keys.
@@ -34,7 +35,8 @@ bool is_long(const Segment& segment) {
   return segment.count == 1 && segment.position + 1 > kLongContext;
 }
 
-// A segment's keys and values in bf16, as multiply_panels() wants them, in memory for all heads.
+// A segment's keys and values in the rounded form, as multiply_panels() wants them, in memory for
+// all heads.
 struct RoundedKeyValues {
   RoundedPanels keys, values;  // of a head: for sums over channels; for sums over keys
 
@@ -53,7 +55,7 @@ struct RoundedKeyValues {
 std::vector<float*> round_key_values(Compute& compute, const AttentionShape& shape,
                                      std::span<const Segment> segments) {
   std::vector<float*> panels(segments.size());
-  if (!rounds_inputs(compute) || segments.front().cache->type() != CacheType::kFloat) return panels;
+  if (!rounds_scores(compute) || segments.front().cache->type() != CacheType::kFloat) return panels;
   const auto keys_of = [](const Segment& segment) { return segment.position + segment.count; };
   std::int64_t floats = 0;
   for (const Segment& segment : segments)
@@ -64,36 +66,38 @@ std::vector<float*> round_key_values(Compute& compute, const AttentionShape& sha
   for (std::size_t i = 0; i < segments.size(); ++i) {
     const KeyValues& cache = *segments[i].cache;
     const std::int64_t all = keys_of(segments[i]);
-    const std::int64_t blocks = divide_up(all, kPanelColumns);
+    const std::int64_t blocks = divide_up(all, kInt16Block);
     panels[i] = at;
     compute.team.for_each(
-        shape.kv_heads * blocks, 4, [&](std::int64_t begin, std::int64_t end, int member) {
-          float* wide = compute.scratch(member, kPanelColumns * dim);
-          for (; begin < end; ++begin) {
-            const std::int64_t head = begin / blocks, block = begin % blocks;
-            const std::int64_t first = block * kPanelColumns;
-            const std::int64_t count = std::min(kPanelColumns, all - first);
-            const RoundedKeyValues to(shape, all, head, panels[i]);
-            const auto* keys = static_cast<const f16*>(cache.key_panels(shape, head).data);
+        shape.kv_heads * blocks, 1, [&](std::int64_t begin, std::int64_t, int member) {
+          const std::int64_t head = begin / blocks, first = begin % blocks * kInt16Block;
+          const std::int64_t count = std::min(kInt16Block, all - first);
+          float* wide = compute.scratch(member, kInt16Block * dim);
+          const RoundedKeyValues to(shape, all, head, panels[i]);
+          const auto* keys = static_cast<const f16*>(cache.key_panels(shape, head).data);
+          for (std::int64_t key = first; key < first + count; key += kPanelColumns) {
             for (std::int64_t c = 0; c < 2 * dim; ++c)  // to [head_dim][32]
-              k.widen_f16(keys + first * dim + c * kKeyLanes, kKeyLanes,
+              k.widen_f16(keys + key * dim + c * kKeyLanes, kKeyLanes,
                           wide + c % dim * kPanelColumns + c / dim * kKeyLanes);
-            k.round_pairs(wide, kPanelColumns, dim, kPanelColumns, to.keys.panel(block));
-            const auto* values = static_cast<const f16*>(cache.value_panels(shape, head).data);
-            k.widen_f16(values + first * dim, count * dim, wide);
-            pack_keys(k, wide, dim, count, dim, to.values.from_row(first));
+            const auto columns = static_cast<int>(std::min(kPanelColumns, all - key));
+            k.round_pairs(wide, kPanelColumns, dim, columns, to.keys.panel(key / kPanelColumns));
           }
+          const auto* values = static_cast<const f16*>(cache.value_panels(shape, head).data);
+          k.widen_f16(values + first * dim, count * dim, wide);
+          pack_keys(k, wide, dim, count, dim, to.values.from_row(first));
         });
     at += shape.kv_heads * RoundedKeyValues::head_size(shape, all);
   }
   return panels;
 }
 
-std::vector<Unit> attention_units(const AttentionShape& shape, std::span<const Segment> segments,
+std::vector<Unit> attention_units(const Kernels& kernels, const AttentionShape& shape,
+                                  std::span<const Segment> segments,
                                   std::span<float* const> panels) {
   std::vector<Unit> units;
   const bool rounded = !segments.empty() && panels.front() != nullptr;
-  const std::vector<Block> blocks = query_blocks(segments, rounded ? kRoundedRows : kFloatRows);
+  const std::vector<Block> blocks =
+      query_blocks(segments, rounded ? rounded_rows(kernels) : kFloatRows);
   // The last blocks see the most keys: first come, first served, the longest first.
   for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
     float* of_segment = panels[static_cast<std::size_t>(block->segment - segments.data())];
@@ -271,7 +275,7 @@ void softmax(const Kernels& k, float* scores, std::int64_t keys, std::int64_t pa
   *log_sum_exp = highest + std::log(*sum);
 }
 
-// attend() in bf16: queries, keys, weights and values are rounded, sums and the softmax are not.
+// attend() with queries, keys, weights and values rounded; sums and the softmax are not.
 void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& unit, const float* q,
                     float* out, float* log_sum_exp, int member) {
   const Kernels& k = compute.kernels;
@@ -282,20 +286,23 @@ void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& u
   const std::int64_t padded = round_up(keys, kPanelColumns);
   const std::int64_t rows = unit.count * unit.heads, stride = unit.heads > 1 ? dim : width;
   const std::int64_t row = unit.segment->row + unit.first, at = row * width + unit.head * dim;
-  float* scores = compute.scratch(member, rows * (padded + even(dim) / 2 + 1));
+  const std::int64_t blocks = divide_up(padded, kInt16Block);
+  float* scores = compute.scratch(member, rows * (padded + 1 + blocks) + rows_floats(rows, dim));
   float* sums = scores + rows * padded;
-  const RoundedView queries{reinterpret_cast<std::int16_t*>(sums + rows), even(dim)};
+  float* more = sums + rows * (1 + blocks);
+  const RoundedView queries = lay_rows(more, rows, dim);
   for (std::int64_t i = 0; i < rows; ++i)
-    k.round_row(q + at + i * stride, dim, queries.codes + i * queries.stride, nullptr);
+    k.round_row(q + at + i * stride, dim, queries.row(i), queries.scales_of(i));
   k.multiply_panels(queries, rows, even(dim), panels.keys, padded, scores, padded, false);
-  const RoundedView weights{reinterpret_cast<std::int16_t*>(scores), 2 * padded};
+  const RoundedView weights{reinterpret_cast<std::int16_t*>(scores), 2 * padded, sums + rows,
+                            blocks};  // where the scores are
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t query = unit.heads > 1 ? 0 : i, head = unit.head + (i - query);
     float lse;
     softmax(k, scores + i * padded, keys - unit.count + query + 1, padded, scale, &sums[i], &lse);
     if (log_sum_exp != nullptr) log_sum_exp[(row + query) * shape.heads + head] = lse;
-    k.round_row(scores + i * padded, padded, weights.codes + i * weights.stride, nullptr);
+    k.round_row(scores + i * padded, padded, weights.row(i), weights.scales_of(i));
   }
   k.multiply_panels(weights, rows, even(keys), panels.values, dim, out + at, stride, false);
   for (std::int64_t i = 0; i < rows; ++i)
@@ -382,7 +389,7 @@ void attention(Compute& compute, const AttentionShape& shape, std::span<const Se
                const float* q, float* out, float* log_sum_exp) {
   if (segments.empty()) return;
   const std::vector<float*> panels = round_key_values(compute, shape, segments);
-  const std::vector<Unit> units = attention_units(shape, segments, panels);
+  const std::vector<Unit> units = attention_units(compute.kernels, shape, segments, panels);
   compute.team.for_each(
       static_cast<std::int64_t>(units.size()), 1, [&](std::int64_t unit, std::int64_t, int member) {
         attend(compute, shape, units[static_cast<std::size_t>(unit)], q, out, log_sum_exp, member);

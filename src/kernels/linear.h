@@ -129,6 +129,8 @@ bool rounds_gradients(const Compute& compute);
 bool step_rounds_inputs(const Compute& compute);
 // the same now, as such a step runs, or a text is read in the same way (Compute::reading_bf16);
 bool rounds_inputs(const Compute& compute);
+// attention's scores and sums of values, there and in any step of tuning;
+bool rounds_scores(const Compute& compute);
 // attention's gradients: of bf16 in such a step alone, where the forward's scores are, too; whole
 // numbers of 13 bits are close enough to a forward in floats.
 bool rounds_attention(const Compute& compute);

@@ -234,6 +234,10 @@ bool rounds_inputs(const Compute& compute) {
   return (compute.learning || compute.reading_bf16) && step_rounds_inputs(compute);
 }
 
+bool rounds_scores(const Compute& compute) {
+  return rounds_inputs(compute) || (compute.learning && rounds_gradients(compute));
+}
+
 bool rounds_attention(const Compute& compute) {
   return rounds_gradients(compute) && (compute.learning || !step_rounds_inputs(compute));
 }

@@ -291,8 +291,9 @@ AttentionMagnitudes whole_number_errors(const ref::Heads& h, const std::vector<d
     for (const double value : of) most = std::max(most, std::fabs(value));
     return most;
   };
-  AttentionMagnitudes m{{}, q, k, k, 0.0};
-  for (std::vector<double>* of : {&m.d_q, &m.d_k, &m.d_v}) std::fill(of->begin(), of->end(), 0.0);
+  AttentionMagnitudes m{q, q, k, k, 0.0};
+  for (std::vector<double>* of : {&m.out, &m.d_q, &m.d_k, &m.d_v})
+    std::fill(of->begin(), of->end(), 0.0);
   const double dim = static_cast<double>(h.head_dim), scale = 1 / std::sqrt(dim);
   const double most_q = largest(q), most_k = largest(k), most_v = largest(v),
                most_d = largest(d_out);
@@ -310,10 +311,19 @@ AttentionMagnitudes whole_number_errors(const ref::Heads& h, const std::vector<d
       const auto near = most_p.begin();
       const double most = *std::max_element(near + std::max<std::int64_t>(0, t - kBlock + 1),
                                             near + std::min(tokens, t + kBlock));
+      double mean = 0;  // sum d_out out
+      for (std::int64_t c = 0; c < h.head_dim; ++c) {
+        const std::int64_t at = h.query(t, head) + c;
+        m.out[at] = most_v;
+        for (std::int64_t u = 0; u <= t; ++u)
+          m.out[at] += most_p[t] * std::fabs(v[h.key(u, head) + c]);
+        mean += std::fabs(d_out[at]) * m.out[at];
+      }
       for (std::int64_t u = 0; u <= t; ++u)
         for (std::int64_t c = 0; c < h.head_dim; ++c) {
-          // A d_score is p (d_p - mean) scale: off with d_p, and at most 2 d_p itself.
-          const double of_d_p = p[t][u] * d_p * scale, of_row = most_p[t] * 2 * d_p * scale;
+          // A d_score is p (d_p - mean) scale: off with both, and at most 2 d_p itself.
+          const double of_d_p = p[t][u] * (d_p + mean) * scale,
+                       of_row = most_p[t] * 2 * d_p * scale;
           m.d_q[h.query(t, head) + c] += (of_d_p + of_row) * most_k;
           m.d_k[h.key(u, head) + c] += (of_d_p + most * 2 * d_p * scale) * most_q;
           m.d_v[h.key(u, head) + c] += most * most_d;
@@ -329,11 +339,14 @@ AttentionMagnitudes whole_number_errors(const ref::Heads& h, const std::vector<d
 //
 // In bf16, of 8 bits, both factors of each product are off by 1/256 of themselves: p's exponent by
 // 1/128 of its score, as much again from the sum, and a d_score by 1/128 from d_p. Whole numbers
-// are gradients alone: p is off by 2/8190 of the largest score, its sum, the forward's, is not.
+// take p off by 2/8190 of the largest score, and as much again where the sum is of such scores.
 void test_attention(Compute& compute, const AttentionCase& test, WorstError& used) {
   const ref::Heads& h = test.heads;
   const bool rounds = rounds_inputs(compute) && rounds_to_bf16(compute.kernels);
   const double product = rounds ? 2 * 0x1p24 / 256 : 0.0;  // in units of u
+  constexpr double kStep = 2 * 0x1p24 / 8190;
+  const bool whole = rounds_to_int16(compute.kernels) && rounds_attention(compute);
+  const bool whole_forward = whole && rounds_scores(compute);
   const AttentionShape shape{h.heads, h.kv_heads, h.head_dim};
   std::int64_t rows = 0, longest = 0;
   for (const std::int64_t length : test.lengths) {
@@ -375,21 +388,23 @@ void test_attention(Compute& compute, const AttentionCase& test, WorstError& use
     const auto g = ref::attention_backward(h, rq, rk, rv, rd);
     const auto m = magnitudes(h, rq, rk, rv, rd);
     const double dim = static_cast<double>(h.head_dim), n = static_cast<double>(segment.count);
-    const double weights = 2 * (dim + 3 + product) * m.score + n + 12;
-    used.add(expect_close(part(out, width), want, m.out, weights + product + n + 2, "out"));
+    AttentionMagnitudes errors{m}, steps;
+    if (whole) steps = whole_number_errors(h, rq, rk, rv, rd);
+    const auto add = [&](std::vector<double>& to, const std::vector<double>& more, double units) {
+      for (std::size_t i = 0; i < to.size(); ++i) to[i] += kStep * more[i] / units;
+    };
+    const double weights = 2 * (dim + 3 + product) * m.score + n + 12 +
+                           (whole_forward ? 2 * kStep * steps.score : 0.0);
+    const double forward = weights + product + n + 2;
+    if (whole_forward) add(errors.out, steps.out, forward);
+    used.add(expect_close(part(out, width), want, errors.out, forward, "out"));
     const double shared = static_cast<double>(h.heads / h.kv_heads);
     double back = 2 * weights + 2 * product + 2 * n + 2 * dim + 16;
-    AttentionMagnitudes errors{m};
-    if (rounds_attention(compute) && rounds_to_int16(compute.kernels)) {
-      constexpr double kStep = 2 * 0x1p24 / 8190;
-      const auto whole = whole_number_errors(h, rq, rk, rv, rd);
-      back += kStep * whole.score;
-      const auto add = [&](std::vector<double>& to, const std::vector<double>& more) {
-        for (std::size_t i = 0; i < to.size(); ++i) to[i] += kStep * more[i] / back;
-      };
-      add(errors.d_q, whole.d_q);
-      add(errors.d_k, whole.d_k);
-      add(errors.d_v, whole.d_v);
+    if (whole) {
+      back += kStep * steps.score;
+      add(errors.d_q, steps.d_q, back);
+      add(errors.d_k, steps.d_k, back);
+      add(errors.d_v, steps.d_v, back);
     }
     used.add(expect_close(part(d_q, width), g.d_q, errors.d_q, back, "d_q"));
     used.add(expect_close(part(d_k, kv_width), g.d_k, errors.d_k, back + shared, "d_k"));

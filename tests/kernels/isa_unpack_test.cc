@@ -88,8 +88,9 @@ void check_unpacking(const Kernels& kernels, const Matrix& weight) {
           continue;
         }
         ASSERT_LE(std::abs(code), 4095);
-        // Half a step and three roundings of up to 4095 steps in f32.
-        ASSERT_NEAR(scale * code, value, 0.501 * scale);
+        // Half a step and, in f32, seven roundings of up to 4095 steps: the inverse, the factor and
+        // twice the term of up to two times as many.
+        ASSERT_NEAR(scale * code, value, (0.5 + 7 * 4095 * 0x1p-24) * scale);
       }
     }
   }

@@ -36,6 +36,7 @@ struct Integers {
   static constexpr int kByteBits = kBits;
   static constexpr float kByteScale = 1.0f;
   static constexpr bool kScaled = false;
+  static constexpr float kLowest = 0.0f, kHighest = (1 << kBits) - 1;  // level
   static int zero_point(const MatrixView& w) { return w.zero_point; }
 
   template <class S, int kStep>
@@ -67,6 +68,7 @@ struct Nf4 {
   static constexpr int kByteBits = 8;
   static constexpr float kByteScale = 1.0f / Nf4Bytes::kFactor;
   static constexpr bool kScaled = true;
+  static constexpr float kLowest = -1.0f, kHighest = 1.0f;
   static int zero_point(const MatrixView&) { return 128; }
 
   template <class S, int kStep>

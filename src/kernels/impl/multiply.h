@@ -39,10 +39,19 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) sum[r][n] = S::zero();
-  const std::int64_t row_stride = a.row_stride;
-  const float* of[(kRows + 2) / 3];
+  // A pointer for each of 12 rows is more than there are registers: those that waited in vector
+  // registers took every 8th slot of the multipliers. One for each third row walks instead, and an
+  // instruction adds up to twice the stride.
+  constexpr bool kWalk = kRows > 8;
+  constexpr int kShare = kWalk ? 3 : 1;
+  const std::int64_t row_stride = a.row_stride, column_stride = a.column_stride;
+  const float* of[(kRows + kShare - 1) / kShare];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; r += 3) of[r / 3] = a.data + (row + r) * row_stride;
+  for (int r = 0; r < kRows; r += kShare) of[r / kShare] = a.data + (row + r) * row_stride;
+  const auto value_of = [&](int r, std::int64_t k) __attribute__((always_inline)) {
+    const float* from = of[r / kShare];
+    return S::set(kWalk ? from[r % kShare * row_stride] : from[k * column_stride]);
+  };
   for (std::int64_t k = 0; k < depth; ++k) {
     typename S::F weight[kTiles];
 #pragma GCC unroll 4
@@ -55,21 +64,21 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
         __builtin_prefetch(from + kRowsAhead * k_stride);
       if constexpr (kTight)  // weights one after the other
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r)
-          sum[r][n] = S::fma(S::set(of[r / 3][r % 3 * row_stride]), weight[n], sum[r][n]);
+        for (int r = 0; r < kRows; ++r) sum[r][n] = S::fma(value_of(r, k), weight[n], sum[r][n]);
     }
     if constexpr (!kTight)
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const auto value = S::set(of[r / 3][r % 3 * row_stride]);
+        const auto value = value_of(r, k);
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n) sum[r][n] = S::fma(value, weight[n], sum[r][n]);
       }
+    if constexpr (kWalk)
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; r += 3) {
-      of[r / 3] += a.column_stride;
-      asm("" : "+r"(of[r / 3]));
-    }
+      for (int r = 0; r < kRows; r += kShare) {
+        of[r / kShare] += column_stride;
+        asm("" : "+r"(of[r / kShare]));  // or GCC makes 12 pointers of them again
+      }
   }
   // Unrolled, or the sums would go to the stack and back: at a depth of 16 (weak columns) or 64 (a
   // head) that shows.

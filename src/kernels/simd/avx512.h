@@ -168,9 +168,8 @@ struct Avx512 {
   }
   template <int kByte>
   static F byte_to_float(B a) {
-    const __m512i byte =
-        _mm512_and_si512(_mm512_srli_epi32(a.v, 8 * kByte), _mm512_set1_epi32(255));
-    return _mm512_cvtepi32_ps(byte);
+    const __m512i moved = _mm512_srli_epi32(a.v, 8 * kByte);
+    return _mm512_cvtepi32_ps(kByte == 3 ? moved : _mm512_and_si512(moved, _mm512_set1_epi32(255)));
   }
   template <int kByte>
   static F byte_to_entry(const float* table, B a) {
@@ -183,9 +182,39 @@ struct Avx512 {
   }
   // Pairs of neighbouring rows (2i, 2i+1), interleaved per column: the operand of dot_pairs.
   static void store_int16_pairs(std::int16_t* to, F even, F odd) {
-    const __m512i low = _mm512_and_si512(_mm512_cvtps_epi32(even), _mm512_set1_epi32(0xffff));
     const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16);
-    _mm512_storeu_si512(to, _mm512_or_si512(low, high));
+    _mm512_storeu_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_cvtps_epi32(even), high));
+  }
+  template <int kWhich>
+  static __m512i shuffle_lanes(__m512i a, __m512i b) {
+    return _mm512_castps_si512(
+        _mm512_shuffle_f32x4(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), kWhich));
+  }
+  // From the 8 steps of a chunk, [16 rows][4 columns] each: the codes of rows 2p and 2p + 1 in
+  // columns 16 h .. 16 h + 15 as bytes 0 and 3 of each lane of pairs[2 p + h]; the others are 0.
+  static void row_pairs(const B (&step)[8], B (&pairs)[16]) {
+    // Two rows of a step are 8 bytes. Steps l and l + 4 next to each other, for every other pair.
+    __m512i both[2][4];
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; ++l) {
+      both[0][l] = _mm512_unpacklo_epi64(step[l].v, step[l + 4].v);
+      both[1][l] = _mm512_unpackhi_epi64(step[l].v, step[l + 4].v);
+    }
+    const __m512i low = _mm512_set4_epi32(0x07808003, 0x06808002, 0x05808001, 0x04808000);
+    const __m512i high = _mm512_set4_epi32(0x0f80800b, 0x0e80800a, 0x0d808009, 0x0c808008);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m512i* of = both[h];  // lane p / 2 of each has pair p
+      const __m512i a = shuffle_lanes<0x44>(of[0], of[1]), b = shuffle_lanes<0x44>(of[2], of[3]);
+      const __m512i c = shuffle_lanes<0xee>(of[0], of[1]), d = shuffle_lanes<0xee>(of[2], of[3]);
+      const __m512i pair[4] = {shuffle_lanes<0x88>(a, b), shuffle_lanes<0xdd>(a, b),
+                               shuffle_lanes<0x88>(c, d), shuffle_lanes<0xdd>(c, d)};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        pairs[4 * i + 2 * h] = {_mm512_shuffle_epi8(pair[i], low)};
+        pairs[4 * i + 2 * h + 1] = {_mm512_shuffle_epi8(pair[i], high)};
+      }
+    }
   }
   // acc[i] += pairs[2i] * two[0] + pairs[2i+1] * two[1]
   static I dot_pairs(I acc, const std::int16_t* pairs, const std::int16_t* two) {
