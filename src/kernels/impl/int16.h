@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "kernels/impl/codes.h"
 #include "kernels/impl/elementwise.h"
@@ -13,18 +14,18 @@ namespace trimpot::impl {
 
 constexpr std::int64_t kInt16Tiles = kInt16Block / kTileRows;
 
-// How a block is rounded, from the largest of its numbers and the sum of 0 times each, which is NaN
-// where one is not finite (maxima drop NaN). Below 1e-30 the reciprocal could overflow; such a
+// How a block is rounded, from the largest of its magnitudes, in bits: those of what is not finite
+// are above all others, and make the scale NaN. Below 1e-30 the reciprocal could overflow; such a
 // block is 0.
 struct Int16Scale {
   float scale, inverse;
 };
 template <class S>
-Int16Scale int16_scale(typename S::F most, typename S::F broken) {
-  const float highest = S::highest(most);
-  const float poison = S::sum(broken);
-  if (!(highest > 1e-30f)) return {poison, 0.0f};
-  return {highest / kInt16Limit + poison, kInt16Limit / highest};
+Int16Scale int16_scale(typename S::I most) {
+  const float highest = S::highest_bits(most);
+  if (highest > 1e-30f && highest <= std::numeric_limits<float>::max())
+    return {highest / kInt16Limit, kInt16Limit / highest};
+  return {highest <= 1e-30f ? 0.0f : std::numeric_limits<float>::quiet_NaN(), 0.0f};
 }
 
 template <class S>
@@ -32,23 +33,23 @@ void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* sc
   for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
     const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
     const auto load = [&](std::int64_t k) {
-      return k + 16 <= end ? S::load(from + k) : S::load_first(from + k, static_cast<int>(end - k));
+      return k + 16 <= end  ? S::load(from + k)
+             : k + 1 <= end ? S::load_first(from + k, static_cast<int>(end - k))
+                            : S::zero();
     };
-    auto most = S::zero(), broken = S::zero();
-    for (std::int64_t k = begin; k < end; k += 16) {
-      const auto value = load(k);
-      most = S::max(most, S::abs(value));
-      broken = S::fma(value, S::zero(), broken);
-    }
-    const Int16Scale scale = int16_scale<S>(most, broken);
+    auto most = S::zero_int();
+    for (std::int64_t k = begin; k < end; k += 16) most = S::max_bits(most, load(k));
+    const Int16Scale scale = int16_scale<S>(most);
     *scales++ = scale.scale;
     const auto inverse = S::set(scale.inverse);
     // Writing at k / 2 never overtakes reading at k: a row can shrink in place.
     std::int64_t k = begin;
-    for (; k + 16 <= end; k += 16) S::store_int16(to + k, S::mul(S::load(from + k), inverse));
+    for (; k + 32 <= end; k += 32)
+      S::store_int16(to + k, S::mul(S::load(from + k), inverse),
+                     S::mul(S::load(from + k + 16), inverse));
     if (k == end) continue;
-    std::int16_t whole[16];  // no call of memcpy for each 16 numbers: it took half the time
-    S::store_int16(whole, S::mul(load(k), inverse));
+    std::int16_t whole[32];  // no call of memcpy for each 16 numbers: it took half the time
+    S::store_int16(whole, S::mul(load(k), inverse), S::mul(load(k + 16), inverse));
     std::memcpy(to + k, whole, sizeof(std::int16_t) * static_cast<std::size_t>(end + end % 2 - k));
   }
 }
@@ -60,16 +61,13 @@ void unpack_columns_dense(const MatrixView& w, std::int64_t chunk, std::int64_t 
   typename S::F values[kInt16Tiles * kChunkColumns];
   for (std::int64_t tile = tile_begin; tile < tile_end; tile += kInt16Tiles) {
     const std::int64_t count = tile_end - tile < kInt16Tiles ? tile_end - tile : kInt16Tiles;
-    auto most = S::zero(), broken = S::zero();
+    auto most = S::zero_int();
     for (std::int64_t i = 0; i < count; ++i) {
       typename S::F* of_tile = values + i * kChunkColumns;
       unpack_chunk_rows<S>(w, tile + i, chunk, false, of_tile);
-      for (int k = 0; k < kChunkColumns; ++k) {
-        most = S::max(most, S::abs(of_tile[k]));
-        broken = S::fma(of_tile[k], S::zero(), broken);
-      }
+      for (int k = 0; k < kChunkColumns; ++k) most = S::max_bits(most, of_tile[k]);
     }
-    const Int16Scale scale = int16_scale<S>(most, broken);
+    const Int16Scale scale = int16_scale<S>(most);
     *scales++ = scale.scale;
     const auto inverse = S::set(scale.inverse);
     for (std::int64_t i = 0; i < count; ++i)
@@ -91,7 +89,7 @@ void unpack_columns_codes(const MatrixView& w, std::int64_t chunk, std::int64_t 
     const std::int64_t count = tile_end - tile < kInt16Tiles ? tile_end - tile : kInt16Tiles;
     // weight = factor level + term, a lane for each row.
     typename S::F factor[kInt16Tiles], term[kInt16Tiles];
-    auto most = S::zero(), broken = S::zero();
+    auto most = S::zero_int();
     for (std::int64_t i = 0; i < count; ++i) {
       ask_for_chunk(w.codes + (tile + i) * w.tile_bytes + (chunk + 1) * w.bits * 64, w.bits);
       const std::int64_t group = ((tile + i) * w.groups + chunk / w.group_chunks) * kTileRows;
@@ -100,13 +98,10 @@ void unpack_columns_codes(const MatrixView& w, std::int64_t chunk, std::int64_t 
       factor[i] = S::load(w.scales + group);
       term[i] = S::fma(S::sub(S::zero(), factor[i]), zero,
                        w.offsets != nullptr ? S::load(w.offsets + group) : S::zero());
-      for (const float level : {C::kLowest, C::kHighest}) {
-        const auto value = S::fma(factor[i], S::set(level), term[i]);
-        most = S::max(most, S::abs(value));
-        broken = S::fma(value, S::zero(), broken);
-      }
+      for (const float level : {C::kLowest, C::kHighest})
+        most = S::max_bits(most, S::fma(factor[i], S::set(level), term[i]));
     }
-    const Int16Scale scale = int16_scale<S>(most, broken);
+    const Int16Scale scale = int16_scale<S>(most);
     *scales++ = scale.scale;
     const auto inverse = S::set(scale.inverse);
     for (std::int64_t i = 0; i < count; ++i) {
@@ -227,14 +222,10 @@ void round_pairs_int16(const float* rows, std::int64_t stride, std::int64_t coun
   std::int16_t* to = panel.codes;
   for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
     const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
-    auto most = S::zero(), broken = S::zero();
+    auto most = S::zero_int();
     for (std::int64_t row = begin; row < end; ++row)
-      for (int half = 0; half < 2; ++half) {
-        const auto value = load(row, half);
-        most = S::max(most, S::abs(value));
-        broken = S::fma(value, S::zero(), broken);
-      }
-    const Int16Scale scale = int16_scale<S>(most, broken);
+      for (int half = 0; half < 2; ++half) most = S::max_bits(most, load(row, half));
+    const Int16Scale scale = int16_scale<S>(most);
     panel.scales[begin / kInt16Block] = scale.scale;
     const auto inverse = S::set(scale.inverse);
     for (std::int64_t row = begin; row < end; row += 2, to += 64)

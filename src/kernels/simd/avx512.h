@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -176,10 +177,17 @@ struct Avx512 {
     // A permutation looks at the low 4 bits of an index.
     return _mm512_permutexvar_ps(_mm512_srli_epi32(a.v, 8 * kByte), _mm512_loadu_ps(table));
   }
-  static void store_int16(std::int16_t* to, F a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a)));
+  static void store_int16(std::int16_t* to, F a, F b) {  // 32 numbers
+    const __m512i lanes = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi64(order, lanes));
   }
+  // The bits of magnitudes: those of numbers are in their order, infinity and NaN above them.
+  static I max_bits(I most, F a) {
+    return _mm512_max_epi32(
+        most, _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)));
+  }
+  static float highest_bits(I most) { return std::bit_cast<float>(_mm512_reduce_max_epi32(most)); }
   // Pairs of neighbouring rows (2i, 2i+1), interleaved per column: the operand of dot_pairs.
   static void store_int16_pairs(std::int16_t* to, F even, F odd) {
     const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16);
