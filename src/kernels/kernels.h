@@ -57,9 +57,10 @@ struct Panels {
 
 // Weak columns that a product of few tokens takes along, tile by tile: dense f16 or f32.
 struct WeakPart {
-  MatrixView columns;   // [rows, k]
-  const float* x;       // [tokens, k], counted from token 0
-  std::int64_t stride;  // floats between tokens
+  MatrixView columns;           // [rows, k]
+  const float* x;               // [tokens, k], counted from token 0
+  std::int64_t stride;          // floats between tokens
+  std::int64_t first_tile = 0;  // of `columns`
 };
 inline constexpr std::int64_t kMostTokensWithWeak = 4;
 
@@ -123,12 +124,13 @@ struct Kernels {
   // own or zero_point. NF4's levels take part rounded to 8 bits (impl/codes.h). Needs codes.
   // `of_token` (null: the weight's own for all): the groups' numbers for each token, counted from
   // token 0, whole (nothing null that the weight has).
-  // `weak` (null: none; for at most kMostTokensWithWeak tokens): added to y, to the bit as
-  // multiply() would add it afterwards.
+  // `weak` (null: none; for at most kMostTokensWithWeak tokens, or `weak_for_many`): added to y, to
+  // the bit as multiply() would add it afterwards.
   void (*linear_int8)(const MatrixView& weight, const Int8View& x, std::int64_t token_begin,
                       std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
                       const GroupArrays* of_token, const WeakPart* weak, float* y,
                       std::int64_t y_stride, bool add);
+  bool weak_for_many;
 
   // C[m, n] (+)= sum_k A[m, k] B[k, n]; n in [0, columns). C has contiguous rows.
   void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,

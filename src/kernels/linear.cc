@@ -174,13 +174,13 @@ void for_each_run(const LinearOutput& output, std::int64_t tokens, Same&& same, 
   }
 }
 
-// Weak columns of all rows, if these are few.
-std::optional<WeakPart> weak_beside_codes(const LinearOutput& output, const Plan& plan,
-                                          const Activations& activations, std::int64_t tokens) {
+// Weak columns of all rows, where the codes' kernel takes them.
+std::optional<WeakPart> weak_beside_codes(const Compute& compute, const LinearOutput& output,
+                                          const Plan& plan, const Activations& activations,
+                                          std::int64_t tokens) {
   const LinearView& view = output.runs.empty() ? output.linear : output.runs.front().linear;
-  if (tokens > kMostTokensWithWeak || view.weak == nullptr || !plan.int8 ||
-      plan.stretches.size() != 1)
-    return {};
+  if (tokens > kMostTokensWithWeak && !compute.kernels.weak_for_many) return {};
+  if (view.weak == nullptr || !plan.int8 || plan.stretches.size() != 1) return {};
   for (const LinearRun& run : output.runs)
     if (!same_weak(view, run.linear)) return {};
   const LinearInput in = activations.input(view);
@@ -194,7 +194,7 @@ Plan make_plan(const Compute& compute, const LinearOutput& output, const Activat
   plan.int8 = !plan.rounded && uses_int8(compute, *output.linear.weight);
   plan.x = activations.input(output.linear);
   plan_codes(output, tokens, plan);
-  plan.beside = weak_beside_codes(output, plan, activations, tokens);
+  plan.beside = weak_beside_codes(compute, output, plan, activations, tokens);
   if (plan.rounded && weak_follows(output.linear)) plan.rounded_weak = output.linear.weak;
   return plan;
 }

@@ -47,6 +47,7 @@ const Kernels& amx_kernels() {
     k.tiled = kAmxParts.tiled;
     k.quantize = kAmxParts.quantize;
     k.linear_int8 = kAmxParts.linear_int8;
+    k.weak_for_many = false;
     k.rounded = kAmxBf16Parts.rounded;
     k.round_row = kAmxBf16Parts.round_row;
     k.unpack_columns_rounded = kAmxBf16Parts.unpack_columns_rounded;

@@ -222,32 +222,41 @@ TEST_P(IsaInt8, LinearOfManyTokens) {
     }
 }
 
-// Weak columns taken along give the bits of a product after the codes'.
-TEST_P(IsaInt8, LinearTakesWeakColumnsAlong) {
-  constexpr std::int64_t kColumns = 96, kWeak = 5, kStride = 9;
-  const auto weak_x = activations(7, kStride, 8);
+// Weak columns taken along give the bits of a product after the codes'. With many tokens they are
+// widened first, if they are at most 64.
+void check_weak_columns(const Kernels& kernels, std::int64_t weak_columns) {
+  constexpr std::int64_t kColumns = 96, kTokens = 52;
+  const std::int64_t stride = weak_columns + 4;
+  const auto weak_x = activations(kTokens, stride, 8);
+  std::vector<std::int64_t> counts{1, 2, 3, kMostTokensWithWeak};
+  if (kernels.weak_for_many)
+    for (const std::int64_t more : {5, 6, 31, 32, 50}) counts.push_back(more);
   for (const Storage storage : {Storage::kF16, Storage::kF32})
     for (const std::int64_t rows : {std::int64_t{16}, std::int64_t{100}}) {
       const Matrix weight = random_matrix(ElementType::kQ4_1, rows, kColumns, 1);
-      Matrix columns = Matrix::zeros(storage, rows, kWeak);
+      Matrix columns = Matrix::zeros(storage, rows, weak_columns);
       for (std::size_t i = 0; i < columns.dense_f16().size(); ++i)
         columns.dense_f16()[i] = f32_to_f16(0.01f * static_cast<float>(i % 37) - 0.2f);
       for (std::size_t i = 0; i < columns.dense_f32().size(); ++i)
         columns.dense_f32()[i] = 0.01f * static_cast<float>(i % 41) - 0.2f;
-      const Rounded in(scalar(), activations(7, kColumns, 2), kColumns);
-      const WeakPart weak{columns.view(), weak_x.data(), kStride};
+      const Rounded in(scalar(), activations(kTokens, kColumns, 2), kColumns);
+      const WeakPart weak{columns.view(), weak_x.data(), stride};
       for (const bool add : {false, true})
-        for (std::int64_t tokens = 1; tokens <= kMostTokensWithWeak; ++tokens) {
-          auto want = linear(*GetParam(), weight, in, 2, 2 + tokens, add);
-          GetParam()->multiply({weak_x.data() + 2 * kStride, kStride, 1},
-                               {columns.view().dense, storage, kWeak * kTileRows, kTileRows},
-                               tokens, rows, kWeak, want.data() + 2 * rows, rows, true);
+        for (const std::int64_t tokens : counts) {
+          auto want = linear(kernels, weight, in, 2, 2 + tokens, add);
+          kernels.multiply({weak_x.data() + 2 * stride, stride, 1},
+                           {columns.view().dense, storage, weak_columns * kTileRows, kTileRows},
+                           tokens, rows, weak_columns, want.data() + 2 * rows, rows, true);
           std::vector<float> got(want.size(), add ? 0.25f : 0.0f);
-          GetParam()->linear_int8(weight.view(), in.view, 2, 2 + tokens, 0, weight.view().tiles,
-                                  nullptr, &weak, got.data(), rows, add);
+          kernels.linear_int8(weight.view(), in.view, 2, 2 + tokens, 0, weight.view().tiles,
+                              nullptr, &weak, got.data(), rows, add);
           ASSERT_TRUE(same_bits(got, want)) << rows << " rows, " << tokens << " tokens";
         }
     }
+}
+TEST_P(IsaInt8, LinearTakesWeakColumnsAlong) {
+  check_weak_columns(*GetParam(), 5);
+  check_weak_columns(*GetParam(), 65);
 }
 
 // Tokens with numbers of their own, in any mixture, get what a weight with these numbers gives.

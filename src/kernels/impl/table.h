@@ -18,6 +18,7 @@ constexpr Kernels make_kernels() {
   k.name = S::kName;
   k.quantize = quantize<S>;
   k.linear_int8 = linear_int8<S>;
+  k.weak_for_many = S::kWeakForMany;
   k.multiply = multiply<S>;
   k.unpack_tile = unpack_tile<S>;
   k.unpack_columns = unpack_columns<S>;

@@ -21,6 +21,7 @@ struct Avx2 {
   static constexpr bool kInt16Products = false;  // no faster than f32's
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
+  static constexpr bool kWeakForMany = false;
   template <int kBits>
   static constexpr int kPasses = kBits > 4 ? 2 : 1;
 

@@ -22,6 +22,7 @@ struct Avx512 {
   static constexpr bool kInt16Products = true;  // twice as many a second as f32's
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
+  static constexpr bool kWeakForMany = true;
   template <int kBits>
   static constexpr int kPasses = 1;
 

@@ -22,6 +22,7 @@ struct Scalar {
   // Codes become bytes once for all tokens of a product, instead of once per block of tokens.
   static constexpr bool kUnpacksForMany = false;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
+  static constexpr bool kWeakForMany = false;
   // In how many passes a chunk of codes of kBits bits is multiplied.
   template <int kBits>
   static constexpr int kPasses = 1;
