@@ -107,6 +107,12 @@ void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View
                                  kSecondLevel);
       }
       typename S::I dot[S::template kPasses<C::kByteBits>][kTokens][kTiles];
+      // Where sums are whole from the beginning on they start with what the zero-point takes away.
+      constexpr bool kStarts = S::kWholeSums && K::kShift == Shift::kConstant;
+      typename S::I start[kTokens];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t)
+        start[t] = kStarts ? S::set_int(-C::zero_point(w) * x_row[t][chunk].sum) : S::zero_int();
       const auto multiply = [&]<int kPass, int kStep, bool kFirst>()
           __attribute__((always_inline)) {
         typename S::B code[kTiles];
@@ -119,7 +125,7 @@ void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View
           const auto four = S::broadcast4(x_row[t][chunk].codes + 4 * kStep);
 #pragma GCC unroll 4
           for (int n = 0; n < kTiles; ++n)
-            dot[kPass][t][n] = S::dot(kFirst ? S::zero_int() : dot[kPass][t][n], code[n], four);
+            dot[kPass][t][n] = S::dot(kFirst ? start[t] : dot[kPass][t][n], code[n], four);
         }
       };
       for_each_part<S, C::kByteBits, (kTokens <= 2)>(multiply);
@@ -129,7 +135,7 @@ void linear_block(const MatrixView& w, const std::uint8_t* codes, const Int8View
 #pragma GCC unroll 4
         for (int n = 0; n < kTiles; ++n) {
           typename S::I product = sum_passes<S, C::kByteBits>(dot, t, n);
-          if constexpr (K::kShift == Shift::kConstant)
+          if constexpr (K::kShift == Shift::kConstant && !kStarts)
             product = S::sub(product, S::set_int(C::zero_point(w) * x_row[t][chunk].sum));
           part[t][n] = S::fma(S::to_float(product), x_scale, part[t][n]);
         }

@@ -22,6 +22,7 @@ struct Avx2 {
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kWeakForMany = false;
+  static constexpr bool kWholeSums = false;
   template <int kBits>
   static constexpr int kPasses = kBits > 4 ? 2 : 1;
 

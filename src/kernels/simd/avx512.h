@@ -23,6 +23,7 @@ struct Avx512 {
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
   static constexpr bool kWeakForMany = true;
+  static constexpr bool kWholeSums = true;
   template <int kBits>
   static constexpr int kPasses = 1;
 

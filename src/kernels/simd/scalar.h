@@ -23,6 +23,7 @@ struct Scalar {
   static constexpr bool kUnpacksForMany = false;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kWeakForMany = false;
+  static constexpr bool kWholeSums = true;
   // In how many passes a chunk of codes of kBits bits is multiplied.
   template <int kBits>
   static constexpr int kPasses = 1;
