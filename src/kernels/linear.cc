@@ -292,9 +292,10 @@ void scatter_add_columns(Compute& compute, const float* x, std::int64_t tokens,
   });
 }
 
-void Activations::allocate(std::int64_t tokens, std::int64_t columns) {
+void Activations::allocate(std::int64_t tokens, std::int64_t columns, Arena* arena) {
+  arena_ = arena;
   columns_ = columns;
-  values_.reserve(tokens * columns);
+  values_.reserve(tokens * columns, arena);
   used_ = 0;
 }
 
@@ -321,7 +322,7 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   const float* from = values_.data();
   std::int64_t stride = columns_;
   if (form.columns != nullptr) {
-    form.gathered.reserve(tokens * form.count);
+    form.gathered.reserve(tokens * form.count, arena_);
     gather_columns(compute, from, columns_, tokens, *form.columns, form.gathered.data());
     from = form.gathered.data();
     stride = form.count;
@@ -329,7 +330,7 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   if (form.wants_rounded) {
     const std::int64_t weak = even(form.weak);
     const std::int64_t row = rounded_stride(even(form.count) + 2 * weak);
-    form.tiles_or_halves.reserve(tokens * row * sizeof(std::int16_t));
+    form.tiles_or_halves.reserve(tokens * row * sizeof(std::int16_t), arena_);
     form.rounded = {reinterpret_cast<std::int16_t*>(form.tiles_or_halves.data()), row};
     compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t token = begin; token < end; ++token) {
@@ -345,10 +346,11 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   }
   if (!form.wants_int8) return;
   const std::int64_t blocks = divide_up(form.count, kChunkColumns);
-  form.blocks.reserve(tokens * blocks);
+  form.blocks.reserve(tokens * blocks, arena_);
   form.int8 = {form.blocks.data(), blocks};
   if (compute.kernels.tiled && tokens >= kTiledTokens && !rounds_inputs(compute)) {
-    form.tiles_or_halves.reserve(divide_up(tokens, kTiledTokens) * blocks * sizeof(Int8Tile));
+    form.tiles_or_halves.reserve(divide_up(tokens, kTiledTokens) * blocks * sizeof(Int8Tile),
+                                 arena_);
     form.int8.tiles = reinterpret_cast<Int8Tile*>(form.tiles_or_halves.data());
   }
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {

@@ -47,7 +47,8 @@ struct LinearOutput {
 // share a form.
 class Activations {
  public:
-  void allocate(std::int64_t tokens, std::int64_t columns);
+  // With memory of an arena that outlives this (null: none).
+  void allocate(std::int64_t tokens, std::int64_t columns, Arena* arena = nullptr);
   float* values() { return values_.data(); }
   const float* values() const { return values_.data(); }
   std::int64_t columns() const { return columns_; }
@@ -75,6 +76,7 @@ class Activations {
   const Form* find(const std::vector<std::int32_t>* columns, std::int64_t count) const;
   void fill(Compute& compute, std::int64_t tokens, Form& form) const;
 
+  Arena* arena_ = nullptr;
   std::int64_t columns_ = 0;
   AlignedBuffer<float> values_;
   std::vector<Form> forms_;  // the first used_ are of the present contents; the others keep memory

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -36,6 +37,7 @@ class RopeTable {
 
 // What one layer computes; the backward reads it. Buffers are reused from layer to layer.
 struct LayerActivations {
+  std::unique_ptr<Arena> arena = std::make_unique<Arena>();  // of those below, if they are large
   Activations attention_in;          // normed input           [rows, hidden]
   AlignedBuffer<float> q, k, v;      // after RoPE             [rows, q_width | kv_width]
   Activations attention_out;         //                        [rows, q_width]

@@ -53,6 +53,16 @@ class AlignedBuffer {
   void reserve(std::size_t count) {
     if (count > size_) resize(count);
   }
+  // The same with memory of an arena (null: none), which must outlive this buffer, unless the
+  // buffer is to have huge pages of its own.
+  void reserve(std::size_t count, Arena* arena) {
+    if (arena == nullptr || count * sizeof(T) >= kHugeFrom) return reserve(count);
+    if (count <= size_) return;
+    release();
+    data_ = static_cast<T*>(arena->take(count * sizeof(T)));
+    size_ = count;
+    in_arena_ = true;
+  }
 
   // Moves the contents to memory that the arena owns, if they are not on huge pages yet; the arena
   // must outlive this buffer.
