@@ -49,7 +49,8 @@ Kernels counting(const Kernels& kernels) {
                          std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
                          const GroupArrays* of_token, const WeakPart* weak, float* y,
                          std::int64_t y_stride, bool add) {
-    multiply_adds += rows_in(w, tile_begin, tile_end) * w.columns * (token_end - token_begin);
+    const std::int64_t columns = w.columns + (weak != nullptr ? weak->columns.columns : 0);
+    multiply_adds += rows_in(w, tile_begin, tile_end) * columns * (token_end - token_begin);
     counted->linear_int8(w, x, token_begin, token_end, tile_begin, tile_end, of_token, weak, y,
                          y_stride, add);
   };
