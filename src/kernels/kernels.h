@@ -55,7 +55,7 @@ struct Panels {
   std::int64_t k_stride = 16;
 };
 
-// Weak columns that a product of few tokens takes along, tile by tile: dense f16 or f32.
+// Weak columns that a product of codes takes along, tile by tile: dense f16 or f32.
 struct WeakPart {
   MatrixView columns;           // [rows, k]
   const float* x;               // [tokens, k], counted from token 0
@@ -130,7 +130,7 @@ struct Kernels {
                       std::int64_t token_end, std::int64_t tile_begin, std::int64_t tile_end,
                       const GroupArrays* of_token, const WeakPart* weak, float* y,
                       std::int64_t y_stride, bool add);
-  bool weak_for_many;
+  bool weak_for_many;  // any number of tokens with `weak`
 
   // C[m, n] (+)= sum_k A[m, k] B[k, n]; n in [0, columns). C has contiguous rows.
   void (*multiply)(const Operand& a, const Panels& b, std::int64_t rows, std::int64_t columns,

@@ -47,7 +47,7 @@ const Kernels& amx_kernels() {
     k.tiled = kAmxParts.tiled;
     k.quantize = kAmxParts.quantize;
     k.linear_int8 = kAmxParts.linear_int8;
-    k.weak_for_many = false;
+    k.weak_for_many = false;  // tiles take none: many tokens with them would do without tiles
     k.rounded = kAmxBf16Parts.rounded;
     k.round_row = kAmxBf16Parts.round_row;
     k.unpack_columns_rounded = kAmxBf16Parts.unpack_columns_rounded;

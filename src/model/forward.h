@@ -48,6 +48,11 @@ struct LayerActivations {
   Activations feed_forward_out;      // silu(gate) * up        [rows, feed_forward]
   AlignedBuffer<float> attention_rstd, feed_forward_rstd;  // [rows]
 
+  LayerActivations() = default;
+  LayerActivations(LayerActivations&&) = default;
+  // Member by member the arena would go before the buffers in it.
+  LayerActivations& operator=(LayerActivations&&) = delete;
+
   void allocate(const ModelConfig& config, std::int64_t rows);
 };
 

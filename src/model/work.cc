@@ -71,7 +71,7 @@ Work passes(const Compute& compute, const Model& model, double first, double tok
   Work work;
   for (std::size_t index = 0; index < model.linear_count(); ++index)
     add_forward(compute, model.linear(index), tokens, step, work);
-  (step && step_rounds_inputs(compute) ? work.rounded_macs : work.f32_macs) +=
+  (step && rounds_gradients(compute) ? work.rounded_macs : work.f32_macs) +=
       attention_macs(model.config, first, tokens);
   work.bytes = static_cast<double>(model.weight_bytes()) +
                2.0 * first * key_bytes(compute, model.config.attention, cache) *

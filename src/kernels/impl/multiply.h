@@ -39,9 +39,9 @@ void multiply_block(const Operand& a, std::int64_t row, const Stored* b, std::in
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < kTiles; ++n) sum[r][n] = S::zero();
-  // A pointer for each of 12 rows is more than there are registers: those that waited in vector
-  // registers took every 8th slot of the multipliers. One for each third row walks instead, and an
-  // instruction adds up to twice the stride.
+  // A pointer for each of 12 rows is more than there are registers: GCC keeps some in vector
+  // registers, and moving one back takes a slot of the multipliers (in whole numbers 2 of 26). One
+  // for each third row walks instead, and an instruction adds up to twice the stride.
   constexpr bool kWalk = kRows > 8;
   constexpr int kShare = kWalk ? 3 : 1;
   const std::int64_t row_stride = a.row_stride, column_stride = a.column_stride;

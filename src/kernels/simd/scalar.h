@@ -22,7 +22,10 @@ struct Scalar {
   // Codes become bytes once for all tokens of a product, instead of once per block of tokens.
   static constexpr bool kUnpacksForMany = false;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
+  // A block of many tokens has registers for its weak columns' sums, too.
   static constexpr bool kWeakForMany = false;
+  // dot()'s sums are whole from the first step on, not parts that total() puts together: they may
+  // start with any number.
   static constexpr bool kWholeSums = true;
   // In how many passes a chunk of codes of kBits bits is multiplied.
   template <int kBits>
