@@ -95,7 +95,7 @@ Work decode_work(const Compute& compute, const Model& model, std::int64_t positi
 
 Work prefill_work(const Compute& compute, const Model& model, std::int64_t tokens) {
   Work work = passes(compute, model, 0.0, static_cast<double>(tokens), CacheType::kFloat,
-                     compute.bf16_prompts);
+                     compute.bf16_prompts && step_rounds_inputs(compute));
   add_product(compute, model.head_matrix(), 1.0, work);
   return work;
 }

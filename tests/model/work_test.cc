@@ -73,10 +73,9 @@ TEST_F(WorkTest, Tuning) {
   const bool rounded = step_rounds_inputs(compute_);
   EXPECT_EQ(plain.int8_macs, rounded ? 0 : products);
   const double attention = layers_ * 36 * q_;  // twice forward, five times backward
-  const double gradients =
-      rounds_gradients(compute_)
-          ? plain.rounded_macs - (rounded ? products + 7 * attention : 5 * attention)
-          : plain.f32_macs - 7 * attention;
+  const double gradients = rounds_gradients(compute_)
+                               ? plain.rounded_macs - (rounded ? products : 0.0) - 7 * attention
+                               : plain.f32_macs - 7 * attention;
   EXPECT_NEAR(gradients, 8 * (linears_ + head_), 1);
   sink.linears.resize(model_->linear_count());
   for (LinearSink& linear : sink.linears)
