@@ -101,36 +101,54 @@ Case scale_gradient_case(const Format& format, std::int64_t tokens) {
 
 constexpr std::int64_t kBlocks = kRows / kInt16Block;
 
+enum class Form { kFloats, kInt16, kBytes };
+
 // dx [tokens, 32 columns] = dy W of one chunk, unpacking included.
-Case input_gradient_case(const Format& format, std::int64_t tokens, bool int16_dots) {
-  return {fmt::format("input_gradient_{}/{}/tokens {}", int16_dots ? "int16" : "f32", format.name,
+void input_gradient(const Kernels& k, Form form, Operands& o, std::int64_t tokens,
+                    const RoundedView& int16, const RoundedBytes& bytes, float* panel) {
+  const MatrixView& w = o.weight.view();
+  float* scales = panel + kRows * 16;
+  if (form == Form::kBytes) {
+    auto* codes = reinterpret_cast<std::uint8_t*>(panel);
+    k.unpack_columns_bytes(w, 0, 0, w.tiles, codes, scales);
+    k.multiply_bytes(bytes, codes, scales, kRows, 0, tokens, o.x.data(), kColumns, 32, false);
+  } else if (form == Form::kInt16) {
+    auto* pairs = reinterpret_cast<std::int16_t*>(panel);
+    k.unpack_columns_rounded(w, 0, 0, w.tiles, pairs, scales);
+    k.multiply_rounded(int16, pairs, scales, kRows, 0, tokens, o.x.data(), kColumns, 32, false);
+  } else {
+    k.unpack_columns(w, 0, 0, w.tiles, false, panel);
+    k.multiply({o.y.data(), kRows, 1}, {panel, Storage::kF32, 16, 32}, tokens, 32, kRows,
+               o.x.data(), kColumns, false);
+  }
+}
+
+Case input_gradient_case(const Format& format, std::int64_t tokens, Form form) {
+  constexpr const char* kNames[] = {"f32", "int16", "bytes"};
+  return {fmt::format("input_gradient_{}/{}/tokens {}", kNames[static_cast<int>(form)], format.name,
                       tokens),
           static_cast<double>(tokens * kRows * 32), static_cast<double>(kRows * format.bits * 4),
-          [&format, tokens, int16_dots](const Kernels& k) -> std::function<void()> {
-            if (int16_dots && k.rounded == nullptr) return nullptr;
+          [&format, tokens, form](const Kernels& k) -> std::function<void()> {
+            if (form == Form::kInt16 && k.rounded == nullptr) return nullptr;
+            if (form == Form::kBytes && k.round_row_bytes == nullptr) return nullptr;
             auto o = std::make_shared<Operands>(format, tokens);
             auto panel = std::make_shared<AlignedBuffer<float>>(kRows * 32);
             auto codes = std::make_shared<AlignedBuffer<std::int16_t>>(o->y.size());
-            auto scales = std::make_shared<AlignedBuffer<float>>(tokens * kBlocks);
-            if (int16_dots)
-              for (std::int64_t t = 0; t < tokens; ++t)
-                k.round_row(o->y.data() + t * kRows, kRows, codes->data() + t * kRows,
-                            scales->data() + t * kBlocks);
-            return [o, panel, codes, scales, &k, tokens, int16_dots] {
-              const MatrixView& w = o->weight.view();
-              if (int16_dots) {
-                auto* pairs = reinterpret_cast<std::int16_t*>(panel->data());
-                float* panel_scales = panel->data() + kRows * 16;
-                k.unpack_columns_rounded(w, 0, 0, w.tiles, pairs, panel_scales);
-                k.multiply_rounded({codes->data(), kRows, scales->data(), kBlocks}, pairs,
-                                   panel_scales, kRows, 0, tokens, o->x.data(), kColumns, 32,
-                                   false);
-                return;
-              }
-              k.unpack_columns(w, 0, 0, w.tiles, false, panel->data());
-              k.multiply({o->y.data(), kRows, 1}, {panel->data(), Storage::kF32, 16, 32}, tokens,
-                         32, kRows, o->x.data(), kColumns, false);
-            };
+            auto numbers = std::make_shared<AlignedBuffer<float>>(tokens * kBlocks);
+            auto sums = std::make_shared<std::vector<std::int32_t>>(tokens * kBlocks);
+            const RoundedView int16{codes->data(), kRows, numbers->data(), kBlocks};
+            const RoundedBytes bytes{
+                {reinterpret_cast<std::int8_t*>(codes->data()), kRows, numbers->data(), kBlocks},
+                sums->data()};
+            for (std::int64_t t = 0; t < tokens; ++t) {
+              const float* y = o->y.data() + t * kRows;
+              if (form == Form::kInt16)
+                k.round_row(y, kRows, int16.row(t), int16.scales_of(t));
+              else if (form == Form::kBytes)
+                k.round_row_bytes(y, kRows, bytes.row(t), bytes.scales_of(t),
+                                  bytes.sums + t * kBlocks);
+            }
+            return [=, &k] { input_gradient(k, form, *o, tokens, int16, bytes, panel->data()); };
           }};
 }
 
@@ -141,8 +159,8 @@ std::vector<Case> all_cases() {
   for (const Format& format : kFormats) {
     for (const std::int64_t tokens : {1, 8, 192}) cases.push_back(linear_case(format, tokens));
     cases.push_back(scale_gradient_case(format, 192));
-    cases.push_back(input_gradient_case(format, 192, true));
-    cases.push_back(input_gradient_case(format, 192, false));
+    for (const Form form : {Form::kBytes, Form::kInt16, Form::kFloats})
+      cases.push_back(input_gradient_case(format, 192, form));
   }
   return cases;
 }

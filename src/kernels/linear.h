@@ -127,6 +127,8 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
 
 // What is a product of rounded numbers (RoundedView) on this path: input gradients;
 bool rounds_gradients(const Compute& compute);
+// those of a layer with this weight, of bytes (RoundedBytes);
+bool gradients_in_bytes(const Compute& compute, const Matrix& weight);
 // forward products of quantized weights and attention's, in a step of tuning;
 bool step_rounds_inputs(const Compute& compute);
 // the same now, as such a step runs, or a text is read in the same way (Compute::reading_bf16);

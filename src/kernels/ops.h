@@ -43,6 +43,15 @@ class Compute {
     rounded_scales_.reserve(tokens * blocks);
     return {rounded_.data(), stride, rounded_scales_.data(), blocks};
   }
+  RoundedBytes rounded_bytes(std::int64_t tokens, std::int64_t rows) {
+    const std::int64_t stride = 2 * rounded_stride((rows + 1) / 2);  // as many cache lines
+    const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
+    rounded_.reserve(tokens * stride / 2);
+    rounded_scales_.reserve(2 * tokens * blocks);
+    float* scales = rounded_scales_.data();
+    return {{reinterpret_cast<std::int8_t*>(rounded_.data()), stride, scales, blocks},
+            reinterpret_cast<std::int32_t*>(scales + tokens * blocks)};
+  }
   // At least `count` floats shared by all members during one operation; contents do not outlive it.
   enum Shared {
     kReordered,

@@ -39,8 +39,12 @@ void add_forward(const Compute& compute, const Linear& linear, double tokens, bo
 
 void add_backward(const Compute& compute, const Linear& linear, const LinearSink& sink,
                   double tokens, Work& work) {
-  add_rounded(compute, linear.weight, tokens, work);
-  add_rounded(compute, linear.weak, tokens, work);
+  if (gradients_in_bytes(compute, linear.weight)) {
+    work.int8_macs += (size_of(linear.weight) + size_of(linear.weak)) * tokens;
+  } else {
+    add_rounded(compute, linear.weight, tokens, work);
+    add_rounded(compute, linear.weak, tokens, work);
+  }
   if (sink.scales && !takes_output(compute, linear, sink))
     add_product(compute, linear.weight, tokens, work);
   if (sink.weak != nullptr) work.f32_macs += size_of(linear.weak) * tokens;

@@ -102,6 +102,91 @@ TEST_P(IsaRounded, ToInt16) {
   }
 }
 
+// Catches, as MultiplyInt16 does, and 128 taken away too often or not at all. `largest`: sums of
+// 128 x 255 x 127 fit.
+TEST_P(IsaRounded, MultiplyBytes) {
+  if (GetParam()->multiply_bytes == nullptr) GTEST_SKIP() << "no products of bytes";
+  WorstError used("tolerance_used");
+  for (const std::int64_t rows : {4, 16, 36, 128, 200, 388})
+    for (const std::int64_t tokens : {1, 3, 4, 12, 13, 29})
+      for (const int columns : {1, 16, 20, 32})
+        for (const bool add : {false, true})
+          for (const bool largest : {false, true}) {
+            RandomStream random(6, static_cast<std::uint64_t>(rows));
+            const std::int64_t stride = rows + 12, c_stride = columns + 3;
+            const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
+            std::vector<std::int8_t> d_y(static_cast<std::size_t>(tokens * stride));
+            std::vector<std::uint8_t> panel(static_cast<std::size_t>(rows * 32));
+            const auto number = [&] {
+              return largest ? 127 : static_cast<int>(random.bits() % 255) - 127;
+            };
+            for (std::int8_t& value : d_y) value = static_cast<std::int8_t>(number());
+            for (std::uint8_t& value : panel) value = static_cast<std::uint8_t>(128 + number());
+            Floats scales = random.normals(tokens * (blocks + 1));
+            std::vector<std::int32_t> sums(scales.size());
+            for (std::int64_t t = 0; t < tokens; ++t)
+              for (std::int64_t n = 0; n < rows; ++n)
+                sums[t * (blocks + 1) + n / kInt16Block] += d_y[t * stride + n];
+            const Floats panel_scales = random.normals(blocks);
+            Floats c = random.normals(tokens * c_stride);
+            const Floats before = c;
+            GetParam()->multiply_bytes(
+                {{d_y.data(), stride, scales.data(), blocks + 1}, sums.data()}, panel.data(),
+                panel_scales.data(), rows, 0, tokens, c.data(), c_stride, columns, add);
+            std::vector<double> want = widened(before), magnitude(want.size());
+            for (std::int64_t t = 0; t < tokens; ++t)
+              for (std::int64_t j = 0; j < columns; ++j) {
+                double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
+                for (std::int64_t n = 0; n < rows; ++n) {
+                  const std::int64_t block = n / kInt16Block;
+                  const double product = double{scales[t * (blocks + 1) + block]} *
+                                         panel_scales[block] * d_y[t * stride + n] *
+                                         (panel[(n / 4 * 32 + j) * 4 + n % 4] - 128);
+                  sum += product;
+                  terms += std::fabs(product);
+                }
+                want[t * c_stride + j] = sum;
+                magnitude[t * c_stride + j] = terms;
+              }
+            used.add(expect_close(c, want, magnitude, 3.0 * static_cast<double>(blocks) + 1, "c"));
+          }
+}
+
+// As ToInt16; and a sum that is not of the codes.
+TEST_P(IsaRounded, ToBytes) {
+  if (GetParam()->round_row_bytes == nullptr) GTEST_SKIP() << "no products of bytes";
+  for (const std::int64_t count : {1, 2, 15, 16, 33, 127, 128, 129, 300}) {
+    const auto blocks = static_cast<std::size_t>((count + kInt16Block - 1) / kInt16Block);
+    Floats x = RandomStream(8).normals(count);
+    if (count > 200)
+      for (std::int64_t i = 128; i < 256; ++i) x[i] = 0.0f;
+    std::vector<std::int8_t> codes(static_cast<std::size_t>(count + 4), 7);
+    Floats scales(blocks);
+    std::vector<std::int32_t> sums(blocks), want(blocks);
+    GetParam()->round_row_bytes(x.data(), count, codes.data(), scales.data(), sums.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t begin = i / kInt16Block * kInt16Block;
+      float highest = 0.0f;
+      for (std::int64_t k = begin; k < std::min(count, begin + kInt16Block); ++k)
+        highest = std::max(highest, std::fabs(x[k]));
+      const float scale = scales[static_cast<std::size_t>(i / kInt16Block)];
+      EXPECT_EQ(scale, highest / 127.0f);
+      EXPECT_LE(std::abs(codes[i]), 127);
+      EXPECT_NEAR(double{scale} * codes[i], x[i], 0.501 * scale);
+      want[static_cast<std::size_t>(i / kInt16Block)] += codes[i];
+    }
+    EXPECT_EQ(sums, want);
+    for (std::int64_t i = count; i < count + 4; ++i)
+      EXPECT_EQ(codes[i], i < (count + 3) / 4 * 4 ? 0 : 7);
+    for (const float bad : {INFINITY, -INFINITY, std::nanf("")}) {
+      Floats broken = x;
+      broken[static_cast<std::size_t>(count - 1)] = bad;
+      GetParam()->round_row_bytes(broken.data(), count, codes.data(), scales.data(), sums.data());
+      EXPECT_TRUE(std::isnan(scales.back()));
+    }
+  }
+}
+
 // Catches: tails of tokens, rows or columns that are left out or read beyond their end, sums that
 // are not added. Products of bf16 are exact in a float; each is added with one rounding.
 TEST_P(IsaRounded, MultiplyBf16) {

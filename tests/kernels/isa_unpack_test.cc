@@ -73,6 +73,22 @@ void check_unpacking(const Kernels& kernels, const Matrix& weight) {
           }
         }
     }
+  const bool bytes = kernels.unpack_columns_bytes != nullptr;
+  for (std::int64_t chunk = 0; bytes && chunk < padded / 32; ++chunk) {
+    std::vector<std::uint8_t> fours(static_cast<std::size_t>(view.tiles * 16 * 32));
+    std::vector<float> scales(static_cast<std::size_t>((view.tiles + 7) / 8));
+    kernels.unpack_columns_bytes(view, chunk, 0, view.tiles, fours.data(), scales.data());
+    for (std::int64_t n = 0; n < rows; ++n) {
+      const double scale = scales[static_cast<std::size_t>(n / kInt16Block)];
+      for (std::int64_t j = 0; j < std::min<std::int64_t>(32, columns - chunk * 32); ++j) {
+        const int code = fours[(n / 4 * 32 + j) * 4 + n % 4] - 128;
+        ASSERT_LE(std::abs(code), 127);
+        // As below, but with 128 added: that has 255 steps.
+        ASSERT_NEAR(scale * code, plain[n * padded + chunk * 32 + j],
+                    (0.5 + 7 * 255 * 0x1p-24) * scale);
+      }
+    }
+  }
   if (kernels.rounded == nullptr) return;
   for (std::int64_t chunk = 0; chunk < padded / 32; ++chunk) {
     std::vector<std::int16_t> pairs(static_cast<std::size_t>(view.tiles * 16 * 32));

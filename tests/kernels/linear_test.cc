@@ -23,6 +23,7 @@ namespace trimpot {
 namespace {
 
 constexpr double kWhole = 1.0 / 8190;  // error of rounding to whole numbers, of the largest
+constexpr double kByte = 1.0 / 254;    // to bytes, of the largest
 constexpr double kBf16 = 1.0 / 256;    // to bf16, of each
 
 std::vector<double> largest(const std::vector<double>& values) {
@@ -171,14 +172,15 @@ class LinearLayers : public testing::TestWithParam<Setup> {
   }
   // Magnitudes with which `roundings` cover two rounded factors `times` times, too.
   std::vector<double> with_rounded(std::vector<double> magnitude, const std::vector<double>& most,
-                                   double times, double roundings) const {
+                                   double times, double roundings, bool bytes = false) const {
     if (GetParam().precision == Precision::kF32) return magnitude;
     constexpr double kTwo = 2.1;  // and their product
     const Kernels& kernels = *GetParam().kernels;
     for (std::size_t i = 0; i < magnitude.size(); ++i) {
-      const double error = rounds_to_int16(kernels)  ? kWhole * most[i]
-                           : rounds_to_bf16(kernels) ? kBf16 * magnitude[i]
-                                                     : 0.0;
+      const double error = bytes                      ? kByte * most[i]
+                           : rounds_to_int16(kernels) ? kWhole * most[i]
+                           : rounds_to_bf16(kernels)  ? kBf16 * magnitude[i]
+                                                      : 0.0;
       magnitude[i] += kTwo * times * error / (roundings * kRoundoff);
     }
     return magnitude;
@@ -239,7 +241,8 @@ void LinearLayers::check(const Linear& linear, std::int64_t tokens, WorstError& 
     const Gradients got = backward(compute, linear, data, add);
     // Through the low-rank path two products in a row are rounded.
     const double back = static_cast<double>(rows) + inner + 10;
-    const auto terms_of_x = with_rounded(m.d_x, most.d_x, linear.low_rank ? 2.1 : 1.0, back);
+    const bool bytes = gradients_in_bytes(compute, linear.weight);
+    const auto terms_of_x = with_rounded(m.d_x, most.d_x, linear.low_rank ? 2.1 : 1.0, back, bytes);
     used.add(expect_close(got.d_x, add ? plus_before(g.d_x) : g.d_x,
                           add ? plus_before(terms_of_x) : terms_of_x, back, "d_x"));
     const double through_tokens = static_cast<double>(tokens) + 10;

@@ -39,6 +39,14 @@ Kernels counting(const Kernels& kernels) {
     counted->multiply_rounded(dy, panel, panel_scales, rows, token_begin, token_end, c, c_stride,
                               columns, add);
   };
+  table.multiply_bytes = [](const RoundedBytes& dy, const std::uint8_t* panel,
+                            const float* panel_scales, std::int64_t rows, std::int64_t token_begin,
+                            std::int64_t token_end, float* c, std::int64_t c_stride, int columns,
+                            bool add) {
+    multiply_adds += rows * columns * (token_end - token_begin);
+    counted->multiply_bytes(dy, panel, panel_scales, rows, token_begin, token_end, c, c_stride,
+                            columns, add);
+  };
   table.multiply_panels = [](const RoundedView& rows, std::int64_t count, std::int64_t depth,
                              const RoundedPanels& panels, std::int64_t columns, float* c,
                              std::int64_t c_stride, bool add) {

@@ -3,7 +3,7 @@
 
 #include "kernels/impl/codes.h"
 #include "kernels/impl/elementwise.h"
-#include "kernels/impl/int16.h"
+#include "kernels/impl/rounded.h"
 #include "kernels/impl/int8.h"
 #include "kernels/impl/limits.h"
 #include "kernels/impl/multiply.h"
@@ -24,9 +24,12 @@ constexpr Kernels make_kernels() {
   k.unpack_columns = unpack_columns<S>;
   if constexpr (S::kInt16Products) {
     k.rounded = "int16";
-    k.unpack_columns_rounded = unpack_columns_int16<S>;
-    k.multiply_rounded = multiply_int16<S>;
+    k.unpack_columns_rounded = unpack_columns_rounded<S, Int16Rows>;
+    k.multiply_rounded = multiply_rounded<S, Int16Rows, RoundedView>;
     k.round_row = to_int16<S>;
+    k.unpack_columns_bytes = unpack_columns_rounded<S, ByteRows>;
+    k.multiply_bytes = multiply_rounded<S, ByteRows, RoundedBytes>;
+    k.round_row_bytes = to_bytes<S>;
     k.multiply_panels = multiply_panels_int16<S>;
     k.panel_rows = 12;
     k.round_pairs = round_pairs_int16<S>;

@@ -195,6 +195,15 @@ struct Avx512 {
     const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16);
     _mm512_storeu_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_cvtps_epi32(even), high));
   }
+  // Four neighbouring rows of numbers from 0 to 255, interleaved per column: the operand of dot().
+  static void store_byte_rows(std::uint8_t* to, F a, F b, F c, F d) {
+    const auto at = [](F row, int bits) {
+      return _mm512_slli_epi32(_mm512_cvtps_epi32(row), bits);
+    };
+    const __m512i low = _mm512_or_si512(_mm512_cvtps_epi32(a), at(b, 8));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_or_si512(at(c, 16), at(d, 24))));
+  }
+  static std::int32_t sum_int(I a) { return _mm512_reduce_add_epi32(a); }
   template <int kWhich>
   static __m512i shuffle_lanes(__m512i a, __m512i b) {
     return _mm512_castps_si512(

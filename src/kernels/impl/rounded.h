@@ -1,10 +1,11 @@
-// Input gradients dy W and those of attention as products of whole numbers of 13 bits (RoundedView
-// in kernels/kernels.h).
+// Input gradients dy W and those of attention as products of whole numbers, of 13 bits (RoundedView
+// in kernels/kernels.h) or, where W has codes, of 8 (RoundedBytes).
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/impl/codes.h"
 #include "kernels/impl/elementwise.h"
@@ -17,16 +18,63 @@ constexpr std::int64_t kInt16Tiles = kInt16Block / kTileRows;
 // How a block is rounded, from the largest of its magnitudes, in bits: those of what is not finite
 // are above all others, and make the scale NaN. Below 1e-30 the reciprocal could overflow; such a
 // block is 0.
-struct Int16Scale {
+struct BlockScale {
   float scale, inverse;
 };
 template <class S>
-Int16Scale int16_scale(typename S::I most) {
+BlockScale block_scale(typename S::I most, float limit) {
   const float highest = S::highest_bits(most);
   if (highest > 1e-30f && highest <= std::numeric_limits<float>::max())
-    return {highest / kInt16Limit, kInt16Limit / highest};
+    return {highest / limit, limit / highest};
   return {highest <= 1e-30f ? 0.0f : std::numeric_limits<float>::quiet_NaN(), 0.0f};
 }
+
+// The two forms of a product dy W: codes of W in panels [rows / kRows][32 columns][kRows], those of
+// dy in rows.
+struct Int16Rows {
+  using Code = std::int16_t;
+  static constexpr int kRows = 2;
+  static constexpr float kLimit = kInt16Limit, kShift = 0.0f;
+  // A tile of 16 rows; value(row, half) are its 16 columns from 16 * half on, as numbers of codes.
+  template <class S, class Value>
+  [[gnu::always_inline]] static void store_tile(Code* panel, Value&& value) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      S::store_int16_pairs(panel + 32 * i, value(i / 2 * 2, i % 2), value(i / 2 * 2 + 1, i % 2));
+  }
+  template <class S>
+  static typename S::I start(const RoundedView&, std::int64_t) {
+    return S::zero_int();
+  }
+  template <class S>
+  static typename S::I dot(typename S::I sum, const Code* panel, const Code* row) {
+    return S::dot_pairs(sum, panel, row);
+  }
+};
+
+// Products of bytes need an unsigned factor: W's codes have 128 added, which `start` takes away.
+struct ByteRows {
+  using Code = std::uint8_t;
+  static constexpr int kRows = 4;
+  static constexpr float kLimit = kByteLimit, kShift = 128.0f;
+  template <class S, class Value>
+  [[gnu::always_inline]] static void store_tile(Code* panel, Value&& value) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const int row = i / 2 * 4, half = i % 2;
+      S::store_byte_rows(panel + 64 * i, value(row, half), value(row + 1, half),
+                         value(row + 2, half), value(row + 3, half));
+    }
+  }
+  template <class S>
+  static typename S::I start(const RoundedBytes& dy, std::int64_t at) {
+    return S::set_int(-128 * dy.sums[at]);
+  }
+  template <class S>
+  static typename S::I dot(typename S::I sum, const Code* panel, const std::int8_t* row) {
+    return S::dot(sum, S::load_bytes(panel), S::broadcast4(row));
+  }
+};
 
 template <class S>
 void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* scales) {
@@ -39,7 +87,7 @@ void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* sc
     };
     auto most = S::zero_int();
     for (std::int64_t k = begin; k < end; k += 16) most = S::max_bits(most, load(k));
-    const Int16Scale scale = int16_scale<S>(most);
+    const BlockScale scale = block_scale<S>(most, kInt16Limit);
     *scales++ = scale.scale;
     const auto inverse = S::set(scale.inverse);
     // Writing at k / 2 never overtakes reading at k: a row can shrink in place.
@@ -54,10 +102,41 @@ void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* sc
   }
 }
 
-// Dense numbers: turned to rows first.
+// Rows of bytes, padded with 0 to whole fours, and the sum of each block's codes.
 template <class S>
+void to_bytes(const float* from, std::int64_t count, std::int8_t* to, float* scales,
+              std::int32_t* sums) {
+  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
+    const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
+    const auto load = [&](std::int64_t k) {
+      return k + 16 <= end ? S::load(from + k)
+             : k < end     ? S::load_first(from + k, static_cast<int>(end - k))
+                           : S::zero();
+    };
+    auto most = S::zero_int();
+    for (std::int64_t k = begin; k < end; k += 16) most = S::max_bits(most, load(k));
+    const BlockScale scale = block_scale<S>(most, kByteLimit);
+    *scales++ = scale.scale;
+    const auto inverse = S::set(scale.inverse);
+    auto sum = S::zero_int();
+    std::int64_t k = begin;
+    for (; k + 32 <= end; k += 32)
+      sum = S::add(sum, S::store_int8(to + k, S::mul(S::load(from + k), inverse),
+                                      S::mul(S::load(from + k + 16), inverse)));
+    if (k < end) {
+      std::int8_t whole[32];
+      sum = S::add(sum,
+                   S::store_int8(whole, S::mul(load(k), inverse), S::mul(load(k + 16), inverse)));
+      std::memcpy(to + k, whole, static_cast<std::size_t>((end - k + 3) / 4 * 4));
+    }
+    *sums++ = S::sum_int(sum);
+  }
+}
+
+// Dense numbers: turned to rows first.
+template <class S, class Form>
 void unpack_columns_dense(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
-                          std::int64_t tile_end, std::int16_t* panel, float* scales) {
+                          std::int64_t tile_end, typename Form::Code* panel, float* scales) {
   typename S::F values[kInt16Tiles * kChunkColumns];
   for (std::int64_t tile = tile_begin; tile < tile_end; tile += kInt16Tiles) {
     const std::int64_t count = tile_end - tile < kInt16Tiles ? tile_end - tile : kInt16Tiles;
@@ -67,24 +146,23 @@ void unpack_columns_dense(const MatrixView& w, std::int64_t chunk, std::int64_t 
       unpack_chunk_rows<S>(w, tile + i, chunk, false, of_tile);
       for (int k = 0; k < kChunkColumns; ++k) most = S::max_bits(most, of_tile[k]);
     }
-    const Int16Scale scale = int16_scale<S>(most);
+    const BlockScale scale = block_scale<S>(most, Form::kLimit);
     *scales++ = scale.scale;
-    const auto inverse = S::set(scale.inverse);
-    for (std::int64_t i = 0; i < count; ++i)
-      for (int row = 0; row < kTileRows; row += 2, panel += 64) {
-        const typename S::F* even = values + i * kChunkColumns + row;
-        S::store_int16_pairs(panel, S::mul(even[0], inverse), S::mul(even[1], inverse));
-        S::store_int16_pairs(panel + 32, S::mul(even[16], inverse), S::mul(even[17], inverse));
-      }
+    const auto inverse = S::set(scale.inverse), shift = S::set(Form::kShift);
+    for (std::int64_t i = 0; i < count; ++i, panel += kTileRows * kChunkColumns)
+      Form::template store_tile<S>(
+          panel, [&](int row, int half) __attribute__((always_inline)) {
+            return S::fma(values[i * kChunkColumns + 16 * half + row], inverse, shift);
+          });
   }
 }
 
 // Codes: what is turned to rows are bytes, a third of the shuffles that floats take; and the
 // largest number is that of the highest or lowest level, whether or not a code has it. 160 cycles a
 // tile and chunk; by way of floats 480.
-template <class S, class C>
+template <class S, class C, class Form>
 void unpack_columns_codes(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
-                          std::int64_t tile_end, std::int16_t* panel, float* scales) {
+                          std::int64_t tile_end, typename Form::Code* panel, float* scales) {
   for (std::int64_t tile = tile_begin; tile < tile_end; tile += kInt16Tiles) {
     const std::int64_t count = tile_end - tile < kInt16Tiles ? tile_end - tile : kInt16Tiles;
     // weight = factor level + term, a lane for each row.
@@ -101,74 +179,75 @@ void unpack_columns_codes(const MatrixView& w, std::int64_t chunk, std::int64_t 
       for (const float level : {C::kLowest, C::kHighest})
         most = S::max_bits(most, S::fma(factor[i], S::set(level), term[i]));
     }
-    const Int16Scale scale = int16_scale<S>(most);
+    const BlockScale scale = block_scale<S>(most, Form::kLimit);
     *scales++ = scale.scale;
-    const auto inverse = S::set(scale.inverse);
-    for (std::int64_t i = 0; i < count; ++i) {
+    const auto inverse = S::set(scale.inverse), shift = S::set(Form::kShift);
+    for (std::int64_t i = 0; i < count; ++i, panel += kTileRows * kChunkColumns) {
       const std::uint8_t* codes = w.codes + (tile + i) * w.tile_bytes + chunk * (C::kBits * 64);
       float factors[kTileRows], terms[kTileRows];
       S::store(factors, S::mul(factor[i], inverse));
-      S::store(terms, S::mul(term[i], inverse));
+      S::store(terms, S::fma(term[i], inverse, shift));
       typename S::B step[8], pairs[16];
       for_each_step([&]<int kStep>() __attribute__((always_inline)) {
         step[kStep] = code_step<S, C::kBits, kStep>(codes);
       });
       S::row_pairs(step, pairs);
-#pragma GCC unroll 16
-      for (int half = 0; half < 16; ++half, panel += 32) {
-        const int row = half / 2 * 2;
-        const auto value = [&](typename S::F level, int of) __attribute__((always_inline)) {
-          return S::fma(level, S::set(factors[of]), S::set(terms[of]));
-        };
-        S::store_int16_pairs(panel, value(C::template level<S, 0>(pairs[half]), row),
-                             value(C::template level<S, 3>(pairs[half]), row + 1));
-      }
+      Form::template store_tile<S>(
+          panel, [&](int row, int half) __attribute__((always_inline)) {
+            const typename S::B pair = pairs[row / 2 * 2 + half];
+            const auto level =
+                row % 2 == 0 ? C::template level<S, 0>(pair) : C::template level<S, 3>(pair);
+            return S::fma(level, S::set(factors[row]), S::set(terms[row]));
+          });
     }
   }
 }
 
-template <class S>
-void unpack_columns_int16(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
-                          std::int64_t tile_end, std::int16_t* panel, float* scales) {
-  const auto unpack = w.storage != Storage::kCodes
-                          ? unpack_columns_dense<S>
-                          : with_codes(w, []<class C>() { return unpack_columns_codes<S, C>; });
+template <class S, class Form>
+void unpack_columns_rounded(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
+                            std::int64_t tile_end, typename Form::Code* panel, float* scales) {
+  const auto unpack =
+      w.storage != Storage::kCodes
+          ? unpack_columns_dense<S, Form>
+          : with_codes(w, []<class C>() { return unpack_columns_codes<S, C, Form>; });
   unpack(w, chunk, tile_begin, tile_end, panel, scales);
 }
 
-// dy [tokens, rows] x panel [rows/2][32][2]: 12 x 2 accumulators, 12 broadcasts and 2 loads per 24
-// dot products, so neither the loads nor the latency limit it. After a block of 128 rows the sums,
-// exact so far, go to c. kHalves: 1 where only 16 columns are wanted (weak ones, the rest of 560).
-template <class S, int kTokens, int kHalves>
-void multiply_int16_block(const RoundedView& dy, std::int64_t token, const std::int16_t* panel,
-                          const float* panel_scales, std::int64_t rows, float* c,
-                          std::int64_t c_stride, int columns, bool add) {
+// dy [tokens, rows] x panel: 12 x 2 accumulators, 12 broadcasts and 2 loads per 24 dot products, so
+// neither the loads nor the latency limit it. After a block of 128 rows the sums, exact so far, go
+// to c. kHalves: 1 where only 16 columns are wanted (weak ones, the rest of 560).
+template <class S, class Form, int kTokens, int kHalves, class View>
+void multiply_rounded_block(const View& dy, std::int64_t token, const typename Form::Code* panel,
+                            const float* panel_scales, std::int64_t rows, float* c,
+                            std::int64_t c_stride, int columns, bool add) {
   const std::int64_t stride = dy.stride;
-  const std::int16_t* codes = dy.codes + token * stride;
+  const auto* codes = dy.row(token);
   for (std::int64_t begin = 0; begin < rows; begin += kInt16Block, add = true) {
     const std::int64_t end = begin + kInt16Block < rows ? begin + kInt16Block : rows;
+    const std::int64_t block = begin / kInt16Block, numbers = token * dy.scale_stride + block;
     typename S::I sum[kTokens][kHalves];
 #pragma GCC unroll 12
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 2
-      for (int half = 0; half < kHalves; ++half) sum[t][half] = S::zero_int();
-    const std::int16_t* of[(kTokens + 2) / 3];  // as in multiply_block()
+      for (int half = 0; half < kHalves; ++half)
+        sum[t][half] = Form::template start<S>(dy, numbers + t * dy.scale_stride);
+    std::decay_t<decltype(codes)> of[(kTokens + 2) / 3];  // as in multiply_block()
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; t += 3) of[t / 3] = codes + t * stride + begin;
-    for (std::int64_t row = begin; row < end; row += 2, panel += 64) {
+    for (std::int64_t row = begin; row < end; row += Form::kRows, panel += 32 * Form::kRows) {
 #pragma GCC unroll 12
       for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 2
         for (int half = 0; half < kHalves; ++half)
-          sum[t][half] = S::dot_pairs(sum[t][half], panel + 32 * half, of[t / 3] + t % 3 * stride);
+          sum[t][half] = Form::template dot<S>(sum[t][half], panel + 16 * Form::kRows * half,
+                                               of[t / 3] + t % 3 * stride);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; t += 3) {
-        of[t / 3] += 2;
+        of[t / 3] += Form::kRows;
         asm("" : "+r"(of[t / 3]));
       }
     }
-    const std::int64_t block = begin / kInt16Block;
-    const float* scales = dy.scales + token * dy.scale_stride + block;
+    const float* scales = dy.scales + numbers;
 #pragma GCC unroll 12
     for (int t = 0; t < kTokens; ++t) {
       const auto scale = S::set(scales[t * dy.scale_stride] * panel_scales[block]);
@@ -183,14 +262,14 @@ void multiply_int16_block(const RoundedView& dy, std::int64_t token, const std::
   }
 }
 
-template <class S>
-void multiply_int16(const RoundedView& dy, const std::int16_t* panel, const float* panel_scales,
-                    std::int64_t rows, std::int64_t token_begin, std::int64_t token_end, float* c,
-                    std::int64_t c_stride, int columns, bool add) {
+template <class S, class Form, class View>
+void multiply_rounded(const View& dy, const typename Form::Code* panel, const float* panel_scales,
+                      std::int64_t rows, std::int64_t token_begin, std::int64_t token_end, float* c,
+                      std::int64_t c_stride, int columns, bool add) {
   std::int64_t token = token_begin;
   const auto block = [&]<int kTokens>() {
-    const auto multiply =
-        columns > 16 ? multiply_int16_block<S, kTokens, 2> : multiply_int16_block<S, kTokens, 1>;
+    const auto multiply = columns > 16 ? multiply_rounded_block<S, Form, kTokens, 2, View>
+                                       : multiply_rounded_block<S, Form, kTokens, 1, View>;
     multiply(dy, token, panel, panel_scales, rows, c + token * c_stride, c_stride, columns, add);
     token += kTokens;
   };
@@ -206,8 +285,8 @@ void multiply_panels_int16(const RoundedView& rows, std::int64_t count, std::int
   for (std::int64_t column = 0; column < columns; column += 32) {
     const RoundedPanels panel = panels.panel(column / 32);
     const auto width = static_cast<int>(columns - column < 32 ? columns - column : 32);
-    multiply_int16<S>(rows, panel.codes, panel.scales, depth, 0, count, c + column, c_stride, width,
-                      add);
+    multiply_rounded<S, Int16Rows>(rows, panel.codes, panel.scales, depth, 0, count, c + column,
+                                   c_stride, width, add);
   }
 }
 
@@ -225,7 +304,7 @@ void round_pairs_int16(const float* rows, std::int64_t stride, std::int64_t coun
     auto most = S::zero_int();
     for (std::int64_t row = begin; row < end; ++row)
       for (int half = 0; half < 2; ++half) most = S::max_bits(most, load(row, half));
-    const Int16Scale scale = int16_scale<S>(most);
+    const BlockScale scale = block_scale<S>(most, kInt16Limit);
     panel.scales[begin / kInt16Block] = scale.scale;
     const auto inverse = S::set(scale.inverse);
     for (std::int64_t row = begin; row < end; row += 2, to += 64)
