@@ -145,7 +145,7 @@ Case input_gradient_case(const Format& format, std::int64_t tokens, Form form) {
               if (form == Form::kInt16)
                 k.round_row(y, kRows, int16.row(t), int16.scales_of(t));
               else if (form == Form::kBytes)
-                k.round_row_bytes(y, kRows, bytes.row(t), bytes.scales_of(t),
+                k.round_row_bytes(y, kRows, 0, bytes.row(t), bytes.scales_of(t),
                                   bytes.sums + t * kBlocks);
             }
             return [=, &k] { input_gradient(k, form, *o, tokens, int16, bytes, panel->data()); };

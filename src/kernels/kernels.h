@@ -84,8 +84,8 @@ using RoundedView = RoundedRows<std::int16_t>;
 // Output gradients of a layer with codes, rounded to 8 bits with a scale for each 128 of them where
 // the instruction set has products of bytes: twice as many a second. The error of a block is at
 // most 2.6 % of its norm (128^0.5 * 12^-0.5 / 127 of its largest number) and some 0.6 % where no
-// number stands out. The head's gradients need more (linear_backward.cc). Rows are padded to whole
-// fours.
+// number stands out. The head's are rounded with dither (linear_backward.cc). Rows are padded to
+// whole fours.
 inline constexpr float kByteLimit = 127.0f;
 struct RoundedBytes : RoundedRows<std::int8_t> {
   std::int32_t* sums = nullptr;  // of a block's codes, as scales
@@ -167,8 +167,10 @@ struct Kernels {
                          const float* panel_scales, std::int64_t rows, std::int64_t token_begin,
                          std::int64_t token_end, float* c, std::int64_t c_stride, int columns,
                          bool add);
-  void (*round_row_bytes)(const float* from, std::int64_t count, std::int8_t* to, float* scales,
-                          std::int32_t* sums);
+  // round_row() to bytes. With `dither` (0: none), which says where its numbers begin, each is
+  // rounded up as often as its fraction says, instead of to the nearest.
+  void (*round_row_bytes)(const float* from, std::int64_t count, std::uint32_t dither,
+                          std::int8_t* to, float* scales, std::int32_t* sums);
   // unpack_columns_rounded() of y = x W^T, where a step of tuning has its forward products in that
   // form, too (bf16; else null): chunks [chunk, chunk_end) of up to two tiles, [pairs of
   // columns][32 rows][2]. What lies beyond the columns is not 0.

@@ -140,8 +140,12 @@ bool rounds_scores(const Compute& compute);
 bool rounds_attention(const Compute& compute);
 
 // The head's input gradient: rows of dy are `dy_stride` floats apart, each of which
-// round_head_row() has put into the form that the kernels work with, in place.
-void round_head_row(Compute& compute, float* dy, std::int64_t rows, int member);
+// round_head_row() has put into the form that the kernels work with, in place. Bytes get dither:
+// most of the probabilities in dy are small beside the largest of their 128, and rounded to the
+// nearest they would be 0 and their sum lost (after 30 steps of WikiText-2 the validation loss was
+// 3.491; with dither 3.444, as with 13 bits). Where it begins one of the row's numbers says, not
+// the row's place: a sequence's gradients are its own.
+void round_head_row(Compute& compute, const Matrix& head, float* dy, int member);
 void head_backward(Compute& compute, const LinearView& head, float* dy, std::int64_t dy_stride,
                    std::int64_t tokens, float* dx);
 

@@ -113,7 +113,6 @@ void TrainingPass::learn_row(TokenId label, float weight, bool gradients, float*
     if (!gradients) return;
     k.softmax_gradient(logits, vocabulary, lse, weight);
     logits[label] = weight * (p_label - 1.0f);
-    round_head_row(compute_, logits, vocabulary, member);
     return;
   }
   // KL = sum p_t (t - s) - lse_t + lse_s, and d = weight (p_s - share p_t - (1 - share) label).
@@ -131,7 +130,6 @@ void TrainingPass::learn_row(TokenId label, float weight, bool gradients, float*
   k.scale(taught, vocabulary, -weight * share, scratch);
   k.add(scratch, vocabulary, logits);
   logits[label] = weight * (p_label - (1.0f - share)) + scratch[label];
-  round_head_row(compute_, logits, vocabulary, member);
 }
 
 void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients, const float* x,
@@ -168,10 +166,11 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
                             teacher_logits_.data());
     }
     compute_.team.for_each(count, 1, [&](std::int64_t i, std::int64_t, int member) {
-      learn_row(batch.tokens[labelled_rows_[begin + i] + 1], weight, gradients,
-                logits_.data() + i * vocabulary,
+      float* row = logits_.data() + i * vocabulary;
+      learn_row(batch.tokens[labelled_rows_[begin + i] + 1], weight, gradients, row,
                 teacher_.model != nullptr ? teacher_logits_.data() + i * vocabulary : nullptr,
                 member, row_loss_[begin + i], row_correct_[begin + i]);
+      if (gradients) round_head_row(compute_, model_.head_matrix(), row, member);
     });
     if (!gradients) continue;
     head_backward(compute_, model_.head_view(), logits_.data(), vocabulary, count,

@@ -18,6 +18,15 @@ void add_rounded(const Compute& compute, const Matrix& matrix, double tokens, Wo
   (rounds_gradients(compute) ? work.rounded_macs : work.f32_macs) += size_of(matrix) * tokens;
 }
 
+// The input gradient of a layer's part.
+void add_input_gradient(const Compute& compute, const Matrix& weight, const Matrix& part,
+                        double tokens, Work& work) {
+  if (gradients_in_bytes(compute, weight))
+    work.int8_macs += size_of(part) * tokens;
+  else
+    add_rounded(compute, part, tokens, work);
+}
+
 // A forward product, in a step of tuning or not.
 void add_output(const Compute& compute, const Matrix& matrix, double tokens, bool step,
                 Work& work) {
@@ -39,12 +48,8 @@ void add_forward(const Compute& compute, const Linear& linear, double tokens, bo
 
 void add_backward(const Compute& compute, const Linear& linear, const LinearSink& sink,
                   double tokens, Work& work) {
-  if (gradients_in_bytes(compute, linear.weight)) {
-    work.int8_macs += (size_of(linear.weight) + size_of(linear.weak)) * tokens;
-  } else {
-    add_rounded(compute, linear.weight, tokens, work);
-    add_rounded(compute, linear.weak, tokens, work);
-  }
+  add_input_gradient(compute, linear.weight, linear.weight, tokens, work);
+  add_input_gradient(compute, linear.weight, linear.weak, tokens, work);
   if (sink.scales && !takes_output(compute, linear, sink))
     add_product(compute, linear.weight, tokens, work);
   if (sink.weak != nullptr) work.f32_macs += size_of(linear.weak) * tokens;
@@ -124,7 +129,7 @@ Work tuning_work(const Compute& compute, const Model& model, std::int64_t tokens
       add_forward(compute, model.linear(index), rows, step, work);
     add_backward(compute, model.linear(index), sink->of(index), rows, work);
   }
-  add_rounded(compute, model.head_matrix(), rows, work);
+  add_input_gradient(compute, model.head_matrix(), model.head_matrix(), rows, work);
   // The gradients of q, k, v and of the scores, with the scores once more; forward again.
   const double attention = attention_macs(model.config, 0.0, rows);
   (rounds_gradients(compute) ? work.rounded_macs : work.f32_macs) += 5.0 / 2.0 * attention;

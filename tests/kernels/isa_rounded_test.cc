@@ -1,6 +1,8 @@
 // Numbers rounded to 16 bits, whole ones or bf16, and their products.
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "kernels/kernels.h"
 #include "support/compare.h"
 #include "support/random.h"
@@ -163,7 +165,7 @@ TEST_P(IsaRounded, ToBytes) {
     std::vector<std::int8_t> codes(static_cast<std::size_t>(count + 4), 7);
     Floats scales(blocks);
     std::vector<std::int32_t> sums(blocks), want(blocks);
-    GetParam()->round_row_bytes(x.data(), count, codes.data(), scales.data(), sums.data());
+    GetParam()->round_row_bytes(x.data(), count, 0, codes.data(), scales.data(), sums.data());
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t begin = i / kInt16Block * kInt16Block;
       float highest = 0.0f;
@@ -181,9 +183,43 @@ TEST_P(IsaRounded, ToBytes) {
     for (const float bad : {INFINITY, -INFINITY, std::nanf("")}) {
       Floats broken = x;
       broken[static_cast<std::size_t>(count - 1)] = bad;
-      GetParam()->round_row_bytes(broken.data(), count, codes.data(), scales.data(), sums.data());
+      GetParam()->round_row_bytes(broken.data(), count, 0, codes.data(), scales.data(),
+                                  sums.data());
       EXPECT_TRUE(std::isnan(scales.back()));
     }
+  }
+}
+
+// Catches: small numbers that are lost beside a large one, all of a row's blocks with the same
+// dither, padding that is not 0, codes that turn over. 4096 numbers of 0.3 steps: their codes'
+// standard deviation is 0.46, of the mean 0.0072; 5 of them are allowed.
+TEST_P(IsaRounded, Dither) {
+  if (GetParam()->round_row_bytes == nullptr) GTEST_SKIP() << "no products of bytes";
+  constexpr std::int64_t kCount = 4096 + 5;
+  Floats x(kCount, 0.3f);
+  for (std::int64_t i = 0; i < kCount; i += kInt16Block) x[i] = 126.0f;
+  std::vector<std::int8_t> codes(kCount + 3), again(codes.size());
+  Floats scales(kCount / kInt16Block + 1);
+  std::vector<std::int32_t> sums(scales.size());
+  for (const std::uint32_t dither : {1u, 2u, 0x9e3779b9u}) {
+    GetParam()->round_row_bytes(x.data(), kCount, dither, codes.data(), scales.data(), sums.data());
+    std::int64_t sum = 0, count = 0, all = 0;
+    for (std::int64_t i = 0; i < kCount; ++i) {
+      all += codes[i];
+      if (i % kInt16Block == 0) {
+        EXPECT_NEAR(codes[i], 126, 1);
+        continue;
+      }
+      EXPECT_NEAR(codes[i], 0.3, 1.0);
+      sum += codes[i];
+      ++count;
+    }
+    EXPECT_NEAR(static_cast<double>(sum) / static_cast<double>(count), 0.3, 5 * 0.0072);
+    EXPECT_EQ(std::accumulate(sums.begin(), sums.end(), std::int64_t{0}), all);
+    for (std::int64_t i = kCount; i < kCount + 3; ++i) EXPECT_EQ(codes[i], 0);
+    EXPECT_NE(std::memcmp(codes.data() + 1, codes.data() + kInt16Block + 1, kInt16Block - 1), 0);
+    GetParam()->round_row_bytes(x.data(), kCount, dither, again.data(), scales.data(), sums.data());
+    EXPECT_EQ(again, codes);
   }
 }
 

@@ -72,7 +72,8 @@ TEST_F(WorkTest, Tuning) {
   const double products = 8 * (linears_ + head_ + again);
   const bool rounded = step_rounds_inputs(compute_);
   // Gradients through codes may be of bytes, too.
-  const double bytes = gradients_in_bytes(compute_, model_->linear(0).weight) ? 8 * linears_ : 0;
+  const double bytes =
+      gradients_in_bytes(compute_, model_->linear(0).weight) ? 8 * (linears_ + head_) : 0;
   EXPECT_EQ(plain.int8_macs, rounded ? 0 : products + bytes);
   const double attention = layers_ * 36 * q_;  // twice forward, five times backward
   const double gradients = rounds_gradients(compute_)

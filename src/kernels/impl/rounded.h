@@ -102,34 +102,67 @@ void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* sc
   }
 }
 
-// Rows of bytes, padded with 0 to whole fours, and the sum of each block's codes.
-template <class S>
-void to_bytes(const float* from, std::int64_t count, std::int8_t* to, float* scales,
-              std::int32_t* sums) {
-  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
-    const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
-    const auto load = [&](std::int64_t k) {
-      return k + 16 <= end ? S::load(from + k)
-             : k < end     ? S::load_first(from + k, static_cast<int>(end - k))
-                           : S::zero();
-    };
-    auto most = S::zero_int();
-    for (std::int64_t k = begin; k < end; k += 16) most = S::max_bits(most, load(k));
-    const BlockScale scale = block_scale<S>(most, kByteLimit);
-    *scales++ = scale.scale;
-    const auto inverse = S::set(scale.inverse);
-    auto sum = S::zero_int();
-    std::int64_t k = begin;
-    for (; k + 32 <= end; k += 32)
-      sum = S::add(sum, S::store_int8(to + k, S::mul(S::load(from + k), inverse),
-                                      S::mul(S::load(from + k + 16), inverse)));
-    if (k < end) {
-      std::int8_t whole[32];
-      sum = S::add(sum,
-                   S::store_int8(whole, S::mul(load(k), inverse), S::mul(load(k + 16), inverse)));
-      std::memcpy(to + k, whole, static_cast<std::size_t>((end - k + 3) / 4 * 4));
+// Numbers from -1/2 to 1/2, to be added to codes before they are rounded.
+struct Dither {
+  static constexpr std::uint32_t kPlaces = 2048;  // a power of 2
+  alignas(64) float at[kPlaces + kInt16Block];
+  constexpr Dither() : at{} {
+    std::uint32_t state = 1;
+    for (float& value : at) {
+      state = state * 747796405u + 2891336453u;
+      value = static_cast<float>(state >> 8) * 0x1p-24f - 0.5f;
     }
-    *sums++ = S::sum_int(sum);
+  }
+};
+inline constexpr Dither kDither;
+
+// One block of to_bytes(); with dither codes stay below 127 - 1/2.
+template <class S, bool kDithers>
+std::int32_t block_to_bytes(const float* from, std::int64_t count, std::int8_t* to, float& scale,
+                            const float* dither) {
+  const auto load = [&](std::int64_t k) {
+    return k + 16 <= count ? S::load(from + k)
+           : k < count     ? S::load_first(from + k, static_cast<int>(count - k))
+                           : S::zero();
+  };
+  auto most = S::zero_int();
+  for (std::int64_t k = 0; k < count; k += 16) most = S::max_bits(most, load(k));
+  const BlockScale numbers = block_scale<S>(most, kDithers ? kByteLimit - 1 : kByteLimit);
+  scale = numbers.scale;
+  const auto inverse = S::set(numbers.inverse);
+  const auto code = [&](std::int64_t k, typename S::F value) {
+    if constexpr (kDithers) return S::fma(value, inverse, S::load(dither + k));
+    return S::mul(value, inverse);
+  };
+  auto sum = S::zero_int();
+  std::int64_t k = 0;
+  for (; k + 32 <= count; k += 32)
+    sum = S::add(sum, S::store_int8(to + k, code(k, S::load(from + k)),
+                                    code(k + 16, S::load(from + k + 16))));
+  if (k < count) {
+    float rest[32];
+    S::store(rest, code(k, load(k)));
+    S::store(rest + 16, code(k + 16, load(k + 16)));
+    for (std::int64_t i = count - k; i < 32; ++i) rest[i] = 0.0f;  // dither alone
+    std::int8_t whole[32];
+    sum = S::add(sum, S::store_int8(whole, S::load(rest), S::load(rest + 16)));
+    std::memcpy(to + k, whole, static_cast<std::size_t>((count - k + 3) / 4 * 4));
+  }
+  return S::sum_int(sum);
+}
+
+template <class S>
+void to_bytes(const float* from, std::int64_t count, std::uint32_t dither, std::int8_t* to,
+              float* scales, std::int32_t* sums) {
+  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
+    const std::int64_t size = count - begin < kInt16Block ? count - begin : kInt16Block;
+    if (dither == 0) {
+      *sums++ = block_to_bytes<S, false>(from + begin, size, to + begin, *scales++, nullptr);
+      continue;
+    }
+    dither = dither * 747796405u + 2891336453u;
+    const float* add = kDither.at + (dither >> 16) % Dither::kPlaces;
+    *sums++ = block_to_bytes<S, true>(from + begin, size, to + begin, *scales++, add);
   }
 }
 
