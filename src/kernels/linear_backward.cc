@@ -251,7 +251,8 @@ bool rounds_gradients(const Compute& compute) {
 }
 
 bool gradients_in_bytes(const Compute& compute, const Matrix& weight) {
-  return rounds_gradients(compute) && weight.quantized() &&
+  constexpr std::int64_t kLeast = 4;  // rows of a head, in place: bytes_in_place()
+  return rounds_gradients(compute) && weight.quantized() && weight.rows() >= kLeast &&
          compute.kernels.round_row_bytes != nullptr;
 }
 

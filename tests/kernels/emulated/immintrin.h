@@ -79,9 +79,23 @@ inline float highest(__m512 a) {
   return most;
 }
 
-inline void store_some_halves(void* to, unsigned mask, __m256i a) {
+inline int highest_int(__m512i a) {
+  const auto lanes = lanes_of<int>(a);
+  int most = lanes.lane[0];
+  for (const int lane : lanes.lane) most = lane > most ? lane : most;
+  return most;
+}
+
+inline int sum_int(__m512i a) {
+  int sum = 0;
+  for (const int lane : lanes_of<int>(a).lane) sum += lane;
+  return sum;
+}
+
+template <class V>
+inline void store_some_halves(void* to, unsigned mask, V a) {
   const auto lanes = lanes_of<short>(a);
-  for (int i = 0; i < 16; ++i)
+  for (unsigned i = 0; i < sizeof(V) / 2; ++i)
     if (mask >> i & 1) __builtin_memcpy(static_cast<short*>(to) + i, &lanes.lane[i], 2);
 }
 
@@ -131,6 +145,8 @@ inline __m512 scale_by_power(__m512 a, __m512 n) {
 #undef _mm512_shuffle_f32x4
 #define _mm512_extractf32x8_ps(a, half) (emulated::lanes_of<__m256>(a).lane[half])
 #define _mm512_reduce_max_ps emulated::highest
+#define _mm512_reduce_max_epi32 emulated::highest_int
+#define _mm512_reduce_add_epi32 emulated::sum_int
 #define _mm256_maskz_loadu_epi16 emulated::load_some<short, __m256i>
 #define _mm512_maskz_loadu_ps emulated::load_some<float, __m512>
 #define _mm512_mask_storeu_ps emulated::store_some
@@ -146,5 +162,6 @@ inline __m512 scale_by_power(__m512 a, __m512 n) {
 #define _mm512_scalef_ps emulated::scale_by_power
 #define _mm512_shuffle_f32x4 emulated::pick_fours
 #define _mm256_mask_storeu_epi16 emulated::store_some_halves
+#define _mm512_mask_storeu_epi16 emulated::store_some_halves
 #define _mm512_cvtneps_pbh emulated::to_bf16
 #define _mm512_cvtne2ps_pbh emulated::two_to_bf16
