@@ -3,11 +3,11 @@
 
 #include "kernels/impl/codes.h"
 #include "kernels/impl/elementwise.h"
-#include "kernels/impl/rounded.h"
 #include "kernels/impl/int8.h"
 #include "kernels/impl/limits.h"
 #include "kernels/impl/multiply.h"
 #include "kernels/impl/quantize.h"
+#include "kernels/impl/rounded.h"
 #include "kernels/kernels.h"
 
 namespace trimpot::impl {
