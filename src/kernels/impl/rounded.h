@@ -148,7 +148,8 @@ std::int32_t block_to_bytes(const float* from, std::int64_t count, std::int8_t* 
     sum = S::add(sum, S::store_int8(whole, S::load(rest), S::load(rest + 16)));
     std::memcpy(to + k, whole, static_cast<std::size_t>((count - k + 3) / 4 * 4));
   }
-  return S::sum_int(sum);
+  // What is not finite becomes the lowest integer, whose last byte is 0.
+  return numbers.inverse > 0.0f ? S::sum_int(sum) : 0;
 }
 
 template <class S>
