@@ -99,7 +99,7 @@ Case scale_gradient_case(const Format& format, std::int64_t tokens) {
           }};
 }
 
-constexpr std::int64_t kBlocks = kRows / kInt16Block;
+constexpr std::int64_t kBlocks = kRows / kRoundedBlock;
 
 enum class Form { kFloats, kInt16, kBytes };
 

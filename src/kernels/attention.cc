@@ -66,13 +66,13 @@ std::vector<float*> round_key_values(Compute& compute, const AttentionShape& sha
   for (std::size_t i = 0; i < segments.size(); ++i) {
     const KeyValues& cache = *segments[i].cache;
     const std::int64_t all = keys_of(segments[i]);
-    const std::int64_t blocks = divide_up(all, kInt16Block);
+    const std::int64_t blocks = divide_up(all, kRoundedBlock);
     panels[i] = at;
     compute.team.for_each(
         shape.kv_heads * blocks, 1, [&](std::int64_t begin, std::int64_t, int member) {
-          const std::int64_t head = begin / blocks, first = begin % blocks * kInt16Block;
-          const std::int64_t count = std::min(kInt16Block, all - first);
-          float* wide = compute.scratch(member, kInt16Block * dim);
+          const std::int64_t head = begin / blocks, first = begin % blocks * kRoundedBlock;
+          const std::int64_t count = std::min(kRoundedBlock, all - first);
+          float* wide = compute.scratch(member, kRoundedBlock * dim);
           const RoundedKeyValues to(shape, all, head, panels[i]);
           const auto* keys = static_cast<const f16*>(cache.key_panels(shape, head).data);
           for (std::int64_t key = first; key < first + count; key += kPanelColumns) {
@@ -286,7 +286,7 @@ void attend_rounded(Compute& compute, const AttentionShape& shape, const Unit& u
   const std::int64_t padded = round_up(keys, kPanelColumns);
   const std::int64_t rows = unit.count * unit.heads, stride = unit.heads > 1 ? dim : width;
   const std::int64_t row = unit.segment->row + unit.first, at = row * width + unit.head * dim;
-  const std::int64_t blocks = divide_up(padded, kInt16Block);
+  const std::int64_t blocks = divide_up(padded, kRoundedBlock);
   float* scores = compute.scratch(member, rows * (padded + 1 + blocks) + rows_floats(rows, dim));
   float* sums = scores + rows * padded;
   float* more = sums + rows * (1 + blocks);

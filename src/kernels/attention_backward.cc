@@ -291,7 +291,7 @@ void attention_backward(Compute& compute, const AttentionShape& shape,
     unit.d_v = memory + unit.end * dim;
     memory += 2 * unit.end * dim;
   }
-  const std::vector<Block> blocks = query_blocks(segments, kInt16Block);
+  const std::vector<Block> blocks = query_blocks(segments, kRoundedBlock);
   const auto of = [&](const Segment* segment) -> const BackwardSegment& {
     return shared[static_cast<std::size_t>(segment - segments.data())];
   };

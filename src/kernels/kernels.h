@@ -69,7 +69,7 @@ inline constexpr std::int64_t kMostTokensWithWeak = 4;
 //   products of 128 pairs fit 32 bits, 128 * 4095^2 < 2^31. Their error, at most 1/8190 of the
 //   largest, is below that of bf16 where the largest is below 32 times the rest;
 // - "bf16": 1/256 of each at most, and no scales.
-inline constexpr std::int64_t kInt16Block = 128;
+inline constexpr std::int64_t kRoundedBlock = 128;
 inline constexpr float kInt16Limit = 4095.0f;
 template <class Code>
 struct RoundedRows {
@@ -81,15 +81,6 @@ struct RoundedRows {
   float* scales_of(std::int64_t token) const { return scales + token * scale_stride; }
 };
 using RoundedView = RoundedRows<std::int16_t>;
-// Output gradients of a layer with codes, rounded to 8 bits with a scale for each 128 of them where
-// the instruction set has products of bytes: twice as many a second. The error of a block is at
-// most 2.6 % of its norm (128^0.5 * 12^-0.5 / 127 of its largest number) and some 0.6 % where no
-// number stands out. The head's are rounded with dither (linear_backward.cc). Rows are padded to
-// whole fours.
-inline constexpr float kByteLimit = 127.0f;
-struct RoundedBytes : RoundedRows<std::int8_t> {
-  std::int32_t* sums = nullptr;  // of a block's codes, as scales
-};
 // Its second operand: panels of 32 columns each, [rows / 2][32][2], `size` numbers apart, with
 // `blocks` scales each, one for each 128 rows.
 struct RoundedPanels {
@@ -102,8 +93,18 @@ struct RoundedPanels {
   }
   // From row `first` on, an even one; of int16 a multiple of 128.
   RoundedPanels from_row(std::int64_t first) const {
-    return {codes + 32 * first, size, blocks > 0 ? scales + first / kInt16Block : nullptr, blocks};
+    return {codes + 32 * first, size, blocks > 0 ? scales + first / kRoundedBlock : nullptr,
+            blocks};
   }
+};
+// Output gradients of a layer with codes, rounded to 8 bits with a scale for each 128 of them where
+// the instruction set has products of bytes: twice as many a second. The error of a block is at
+// most 2.6 % of its norm (128^0.5 * 12^-0.5 / 127 of its largest number) and some 0.6 % where no
+// number stands out. The head's are rounded with dither (round_head_row()). Rows are padded
+// to whole fours.
+inline constexpr float kByteLimit = 127.0f;
+struct RoundedBytes : RoundedRows<std::int8_t> {
+  std::int32_t* sums = nullptr;  // of a block's codes, as scales
 };
 // A stride for rows of `count` numbers: an odd number of cache lines, so that the rows that are
 // read together neither cross lines nor share a few sets of the first-level cache (products

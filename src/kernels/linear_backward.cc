@@ -32,8 +32,8 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
     compute.kernels.unpack_columns_bytes(w, chunk, tile, tile_end, codes, scales);
     RoundedBytes block = dy.bytes;
     block.codes += row;
-    block.scales += row / kInt16Block;
-    block.sums += row / kInt16Block;
+    block.scales += row / kRoundedBlock;
+    block.sums += row / kRoundedBlock;
     compute.kernels.multiply_bytes(block, codes, scales, round_up(rows, 4), token_begin, token_end,
                                    dx + column, dx_stride, columns, add);
   } else if (dy.rounded.codes != nullptr) {
@@ -42,7 +42,7 @@ void backward_chunk(Compute& compute, const MatrixView& w, std::int64_t tile, st
     compute.kernels.unpack_columns_rounded(w, chunk, tile, tile_end, pairs, scales);
     RoundedView block = dy.rounded;
     block.codes += row;
-    block.scales += row / kInt16Block;
+    block.scales += row / kRoundedBlock;
     // dy rows are padded with zeros to whole pairs.
     compute.kernels.multiply_rounded(block, pairs, scales, rows + rows % 2, token_begin, token_end,
                                      dx + column, dx_stride, columns, add);
@@ -60,7 +60,7 @@ void backward_chunks(Compute& compute, const Matrix& weight, const OutputGradien
                      std::int64_t tokens, float* dx, std::int64_t dx_stride, bool add) {
   // At most 640 rows (panels of 40 KiB), in equal parts: what a part adds to dx is read and written
   // once more.
-  constexpr std::int64_t kMostTiles = 40, kTilesOfScale = kInt16Block / kTileRows;
+  constexpr std::int64_t kMostTiles = 40, kTilesOfScale = kRoundedBlock / kTileRows;
   const MatrixView& w = weight.view();
   const std::int64_t block = round_up(equal_part(w.tiles, kMostTiles), kTilesOfScale);
   const std::int64_t chunks = divide_up(w.columns, kChunkColumns);
@@ -335,14 +335,14 @@ RoundedView int16_in_place(float* dy, std::int64_t rows, std::int64_t stride) {
 RoundedBytes bytes_in_place(float* dy, std::int64_t rows, std::int64_t stride) {
   float* scales = dy + divide_up(rows, 4);
   return {{reinterpret_cast<std::int8_t*>(dy), stride * 4, scales, stride},
-          reinterpret_cast<std::int32_t*>(scales + divide_up(rows, kInt16Block))};
+          reinterpret_cast<std::int32_t*>(scales + divide_up(rows, kRoundedBlock))};
 }
 
 }  // namespace
 
 void round_head_row(Compute& compute, const Matrix& head, float* dy, int member) {
   if (!rounds_gradients(compute)) return;
-  const std::int64_t rows = head.rows(), blocks = divide_up(rows, kInt16Block);
+  const std::int64_t rows = head.rows(), blocks = divide_up(rows, kRoundedBlock);
   float* numbers = compute.scratch(member, static_cast<std::size_t>(2 * blocks));
   if (gradients_in_bytes(compute, head)) {
     const RoundedBytes to = bytes_in_place(dy, rows, rows);

@@ -38,14 +38,14 @@ class Compute {
   // Room for an output gradient [tokens, rows] in whole numbers.
   RoundedView rounded(std::int64_t tokens, std::int64_t rows) {
     const std::int64_t stride = rounded_stride(rows);
-    const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
+    const std::int64_t blocks = (rows + kRoundedBlock - 1) / kRoundedBlock;
     rounded_.reserve(tokens * stride);
     rounded_scales_.reserve(tokens * blocks);
     return {rounded_.data(), stride, rounded_scales_.data(), blocks};
   }
   RoundedBytes rounded_bytes(std::int64_t tokens, std::int64_t rows) {
     const std::int64_t stride = 2 * rounded_stride((rows + 1) / 2);  // as many cache lines
-    const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
+    const std::int64_t blocks = (rows + kRoundedBlock - 1) / kRoundedBlock;
     rounded_.reserve(tokens * stride / 2);
     rounded_scales_.reserve(2 * tokens * blocks);
     float* scales = rounded_scales_.data();

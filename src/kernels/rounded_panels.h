@@ -18,24 +18,25 @@ constexpr std::int64_t even(std::int64_t count) { return round_up(count, 2); }
 constexpr std::int64_t panels_floats(std::int64_t columns, std::int64_t rows) {
   const std::int64_t panels = divide_up(columns, kPanelColumns);
   return panels * even(rows) * kPanelColumns / 2 +
-         round_up(panels * divide_up(rows, kInt16Block), 16);
+         round_up(panels * divide_up(rows, kRoundedBlock), 16);
 }
 inline RoundedPanels lay_panels(float*& at, std::int64_t columns, std::int64_t rows) {
   const std::int64_t panels = divide_up(columns, kPanelColumns), size = even(rows) * kPanelColumns;
   const RoundedPanels laid{reinterpret_cast<std::int16_t*>(at), size, at + panels * size / 2,
-                           divide_up(rows, kInt16Block)};
+                           divide_up(rows, kRoundedBlock)};
   at += panels_floats(columns, rows);
   return laid;
 }
 
 // Rows of the first operand likewise.
 constexpr std::int64_t rows_floats(std::int64_t rows, std::int64_t columns) {
-  return rows * rounded_stride(columns) / 2 + round_up(rows * divide_up(columns, kInt16Block), 16);
+  return rows * rounded_stride(columns) / 2 +
+         round_up(rows * divide_up(columns, kRoundedBlock), 16);
 }
 inline RoundedView lay_rows(float*& at, std::int64_t rows, std::int64_t columns) {
   const std::int64_t stride = rounded_stride(columns);
   const RoundedView laid{reinterpret_cast<std::int16_t*>(at), stride, at + rows * stride / 2,
-                         divide_up(columns, kInt16Block)};
+                         divide_up(columns, kRoundedBlock)};
   at += rows_floats(rows, columns);
   return laid;
 }

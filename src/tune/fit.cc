@@ -147,7 +147,7 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
   if (precision == Precision::kDefault && (!kernels || (*kernels)->rounded != nullptr)) {
     const std::int64_t widest = std::max({c.hidden, q, kv, c.feed_forward});  // Compute::rounded
     bytes = sum(bytes, sum(buffer(product({rows, rounded_stride(widest), 2})),
-                           floats(rows, divide_up(widest, kInt16Block))));
+                           floats(rows, divide_up(widest, kRoundedBlock))));
   }
   if (bytes > 0) items.add("one layer, backward", bytes, "forms of its gradients");
 }

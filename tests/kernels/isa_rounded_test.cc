@@ -16,9 +16,30 @@ class IsaRounded : public testing::TestWithParam<const Kernels*> {};
 INSTANTIATE_TEST_SUITE_P(Isas, IsaRounded, testing::ValuesIn(usable_kernels()),
                          [](const auto& info) { return std::string(info.param->name); });
 
+// c [tokens, columns] against `before` (where it was added to) and the sums of term(t, n, j) over
+// n. Sums of a block are exact; one as a float, the product of scales and the addition are rounded.
+template <class Term>
+double expect_sums(const Floats& c, const Floats& before, std::int64_t tokens, std::int64_t rows,
+                   int columns, bool add, Term&& term) {
+  const std::int64_t c_stride = columns + 3;
+  std::vector<double> want = widened(before), magnitude(want.size());
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t j = 0; j < columns; ++j) {
+      double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
+      for (std::int64_t n = 0; n < rows; ++n) {
+        const double product = term(t, n, j);
+        sum += product;
+        terms += std::fabs(product);
+      }
+      want[t * c_stride + j] = sum;
+      magnitude[t * c_stride + j] = terms;
+    }
+  const std::int64_t blocks = (rows + kRoundedBlock - 1) / kRoundedBlock;
+  return expect_close(c, want, magnitude, 3.0 * static_cast<double>(blocks) + 1, "c");
+}
+
 // Catches: a sum that overflows, a block with another's scale, rows beyond the last pair, columns
-// that are stored but not wanted. Sums of a block are exact; one as a float, the product of scales
-// and the addition are rounded.
+// that are stored but not wanted.
 TEST_P(IsaRounded, MultiplyInt16) {
   if (!rounds_to_int16(*GetParam())) GTEST_SKIP() << "no products of 16-bit whole numbers";
   WorstError used("tolerance_used");
@@ -29,7 +50,7 @@ TEST_P(IsaRounded, MultiplyInt16) {
           for (const bool largest : {false, true}) {
             RandomStream random(6, static_cast<std::uint64_t>(rows));
             const std::int64_t stride = rows + 6, c_stride = columns + 3;
-            const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
+            const std::int64_t blocks = (rows + kRoundedBlock - 1) / kRoundedBlock;
             std::vector<std::int16_t> d_y(static_cast<std::size_t>(tokens * stride));
             std::vector<std::int16_t> panel(static_cast<std::size_t>(rows * 32));
             const auto number = [&] {
@@ -45,22 +66,13 @@ TEST_P(IsaRounded, MultiplyInt16) {
             const RoundedView view{d_y.data(), stride, scales.data(), blocks + 1};
             GetParam()->multiply_rounded(view, panel.data(), panel_scales.data(), rows, 0, tokens,
                                          c.data(), c_stride, columns, add);
-            std::vector<double> want = widened(before), magnitude(want.size());
-            for (std::int64_t t = 0; t < tokens; ++t)
-              for (std::int64_t j = 0; j < columns; ++j) {
-                double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
-                for (std::int64_t n = 0; n < rows; ++n) {
-                  const std::int64_t block = n / kInt16Block;
-                  const double product = double{scales[t * (blocks + 1) + block]} *
-                                         panel_scales[block] * d_y[t * stride + n] *
-                                         panel[(n / 2 * 32 + j) * 2 + n % 2];
-                  sum += product;
-                  terms += std::fabs(product);
-                }
-                want[t * c_stride + j] = sum;
-                magnitude[t * c_stride + j] = terms;
-              }
-            used.add(expect_close(c, want, magnitude, 3.0 * static_cast<double>(blocks) + 1, "c"));
+            used.add(expect_sums(c, before, tokens, rows, columns, add,
+                                 [&](std::int64_t t, std::int64_t n, std::int64_t j) {
+                                   const std::int64_t block = n / kRoundedBlock;
+                                   return double{scales[t * (blocks + 1) + block]} *
+                                          panel_scales[block] * d_y[t * stride + n] *
+                                          panel[(n / 2 * 32 + j) * 2 + n % 2];
+                                 }));
           }
 }
 
@@ -69,7 +81,7 @@ TEST_P(IsaRounded, MultiplyInt16) {
 TEST_P(IsaRounded, ToInt16) {
   if (!rounds_to_int16(*GetParam())) GTEST_SKIP() << "no products of 16-bit whole numbers";
   for (const std::int64_t count : {1, 2, 15, 16, 33, 127, 128, 129, 300}) {
-    const auto blocks = static_cast<std::size_t>((count + kInt16Block - 1) / kInt16Block);
+    const auto blocks = static_cast<std::size_t>((count + kRoundedBlock - 1) / kRoundedBlock);
     Floats x = RandomStream(8).normals(count);
     if (count > 200)
       for (std::int64_t i = 128; i < 256; ++i) x[i] = 0.0f;
@@ -77,11 +89,11 @@ TEST_P(IsaRounded, ToInt16) {
     Floats scales(blocks);
     GetParam()->round_row(x.data(), count, codes.data(), scales.data());
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t begin = i / kInt16Block * kInt16Block;
+      const std::int64_t begin = i / kRoundedBlock * kRoundedBlock;
       float highest = 0.0f;
-      for (std::int64_t k = begin; k < std::min(count, begin + kInt16Block); ++k)
+      for (std::int64_t k = begin; k < std::min(count, begin + kRoundedBlock); ++k)
         highest = std::max(highest, std::fabs(x[k]));
-      const float scale = scales[static_cast<std::size_t>(i / kInt16Block)];
+      const float scale = scales[static_cast<std::size_t>(i / kRoundedBlock)];
       EXPECT_EQ(scale, highest / 4095.0f);
       EXPECT_LE(std::abs(codes[i]), 4095);
       // Half a step and three roundings of up to 4095 steps in f32.
@@ -116,7 +128,7 @@ TEST_P(IsaRounded, MultiplyBytes) {
           for (const bool largest : {false, true}) {
             RandomStream random(6, static_cast<std::uint64_t>(rows));
             const std::int64_t stride = rows + 12, c_stride = columns + 3;
-            const std::int64_t blocks = (rows + kInt16Block - 1) / kInt16Block;
+            const std::int64_t blocks = (rows + kRoundedBlock - 1) / kRoundedBlock;
             std::vector<std::int8_t> d_y(static_cast<std::size_t>(tokens * stride));
             std::vector<std::uint8_t> panel(static_cast<std::size_t>(rows * 32));
             const auto number = [&] {
@@ -128,29 +140,20 @@ TEST_P(IsaRounded, MultiplyBytes) {
             std::vector<std::int32_t> sums(scales.size());
             for (std::int64_t t = 0; t < tokens; ++t)
               for (std::int64_t n = 0; n < rows; ++n)
-                sums[t * (blocks + 1) + n / kInt16Block] += d_y[t * stride + n];
+                sums[t * (blocks + 1) + n / kRoundedBlock] += d_y[t * stride + n];
             const Floats panel_scales = random.normals(blocks);
             Floats c = random.normals(tokens * c_stride);
             const Floats before = c;
             GetParam()->multiply_bytes(
                 {{d_y.data(), stride, scales.data(), blocks + 1}, sums.data()}, panel.data(),
                 panel_scales.data(), rows, 0, tokens, c.data(), c_stride, columns, add);
-            std::vector<double> want = widened(before), magnitude(want.size());
-            for (std::int64_t t = 0; t < tokens; ++t)
-              for (std::int64_t j = 0; j < columns; ++j) {
-                double sum = add ? before[t * c_stride + j] : 0.0, terms = std::fabs(sum);
-                for (std::int64_t n = 0; n < rows; ++n) {
-                  const std::int64_t block = n / kInt16Block;
-                  const double product = double{scales[t * (blocks + 1) + block]} *
-                                         panel_scales[block] * d_y[t * stride + n] *
-                                         (panel[(n / 4 * 32 + j) * 4 + n % 4] - 128);
-                  sum += product;
-                  terms += std::fabs(product);
-                }
-                want[t * c_stride + j] = sum;
-                magnitude[t * c_stride + j] = terms;
-              }
-            used.add(expect_close(c, want, magnitude, 3.0 * static_cast<double>(blocks) + 1, "c"));
+            used.add(expect_sums(c, before, tokens, rows, columns, add,
+                                 [&](std::int64_t t, std::int64_t n, std::int64_t j) {
+                                   const std::int64_t block = n / kRoundedBlock;
+                                   return double{scales[t * (blocks + 1) + block]} *
+                                          panel_scales[block] * d_y[t * stride + n] *
+                                          (panel[(n / 4 * 32 + j) * 4 + n % 4] - 128);
+                                 }));
           }
 }
 
@@ -158,7 +161,7 @@ TEST_P(IsaRounded, MultiplyBytes) {
 TEST_P(IsaRounded, ToBytes) {
   if (GetParam()->round_row_bytes == nullptr) GTEST_SKIP() << "no products of bytes";
   for (const std::int64_t count : {1, 2, 15, 16, 33, 127, 128, 129, 300}) {
-    const auto blocks = static_cast<std::size_t>((count + kInt16Block - 1) / kInt16Block);
+    const auto blocks = static_cast<std::size_t>((count + kRoundedBlock - 1) / kRoundedBlock);
     Floats x = RandomStream(8).normals(count);
     if (count > 200)
       for (std::int64_t i = 128; i < 256; ++i) x[i] = 0.0f;
@@ -167,15 +170,15 @@ TEST_P(IsaRounded, ToBytes) {
     std::vector<std::int32_t> sums(blocks), want(blocks);
     GetParam()->round_row_bytes(x.data(), count, 0, codes.data(), scales.data(), sums.data());
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t begin = i / kInt16Block * kInt16Block;
+      const std::int64_t begin = i / kRoundedBlock * kRoundedBlock;
       float highest = 0.0f;
-      for (std::int64_t k = begin; k < std::min(count, begin + kInt16Block); ++k)
+      for (std::int64_t k = begin; k < std::min(count, begin + kRoundedBlock); ++k)
         highest = std::max(highest, std::fabs(x[k]));
-      const float scale = scales[static_cast<std::size_t>(i / kInt16Block)];
+      const float scale = scales[static_cast<std::size_t>(i / kRoundedBlock)];
       EXPECT_EQ(scale, highest / 127.0f);
       EXPECT_LE(std::abs(codes[i]), 127);
       EXPECT_NEAR(double{scale} * codes[i], x[i], 0.501 * scale);
-      want[static_cast<std::size_t>(i / kInt16Block)] += codes[i];
+      want[static_cast<std::size_t>(i / kRoundedBlock)] += codes[i];
     }
     EXPECT_EQ(sums, want);
     for (std::int64_t i = count; i < count + 4; ++i)
@@ -197,16 +200,16 @@ TEST_P(IsaRounded, Dither) {
   if (GetParam()->round_row_bytes == nullptr) GTEST_SKIP() << "no products of bytes";
   constexpr std::int64_t kCount = 4096 + 5;
   Floats x(kCount, 0.3f);
-  for (std::int64_t i = 0; i < kCount; i += kInt16Block) x[i] = 126.0f;
+  for (std::int64_t i = 0; i < kCount; i += kRoundedBlock) x[i] = 126.0f;
   std::vector<std::int8_t> codes(kCount + 3), again(codes.size());
-  Floats scales(kCount / kInt16Block + 1);
+  Floats scales(kCount / kRoundedBlock + 1);
   std::vector<std::int32_t> sums(scales.size());
   for (const std::uint32_t dither : {1u, 2u, 0x9e3779b9u}) {
     GetParam()->round_row_bytes(x.data(), kCount, dither, codes.data(), scales.data(), sums.data());
     std::int64_t sum = 0, count = 0, all = 0;
     for (std::int64_t i = 0; i < kCount; ++i) {
       all += codes[i];
-      if (i % kInt16Block == 0) {
+      if (i % kRoundedBlock == 0) {
         EXPECT_NEAR(codes[i], 126, 1);
         continue;
       }
@@ -217,7 +220,8 @@ TEST_P(IsaRounded, Dither) {
     EXPECT_NEAR(static_cast<double>(sum) / static_cast<double>(count), 0.3, 5 * 0.0072);
     EXPECT_EQ(std::accumulate(sums.begin(), sums.end(), std::int64_t{0}), all);
     for (std::int64_t i = kCount; i < kCount + 3; ++i) EXPECT_EQ(codes[i], 0);
-    EXPECT_NE(std::memcmp(codes.data() + 1, codes.data() + kInt16Block + 1, kInt16Block - 1), 0);
+    EXPECT_NE(std::memcmp(codes.data() + 1, codes.data() + kRoundedBlock + 1, kRoundedBlock - 1),
+              0);
     GetParam()->round_row_bytes(x.data(), kCount, dither, again.data(), scales.data(), sums.data());
     EXPECT_EQ(again, codes);
   }
@@ -360,14 +364,14 @@ TEST_P(IsaRounded, Operands) {
       std::vector<int> most(static_cast<std::size_t>(blocks));
       for (std::int64_t i = 0; i < static_cast<std::int64_t>(codes.size()); ++i) {
         const std::int64_t row = i / 64 * 2 + i % 2;
-        const auto block = static_cast<std::size_t>(std::min(row, count - 1) / kInt16Block);
+        const auto block = static_cast<std::size_t>(std::min(row, count - 1) / kRoundedBlock);
         expect_rounded(codes[i], scales[block], at(row, i / 2 % 32));
         most[block] = std::max(most[block], std::abs(int{codes[i]}));
       }
       if (whole) {
         EXPECT_EQ(most, std::vector<int>(static_cast<std::size_t>(blocks), 4095));
       }
-      if (count <= kInt16Block) {
+      if (count <= kRoundedBlock) {
         const std::int64_t padded = count + count % 2, width = padded + 3;
         std::vector<std::int16_t> turned(static_cast<std::size_t>(columns * width), 7);
         Floats of_rows(static_cast<std::size_t>(columns));

@@ -79,7 +79,7 @@ void check_unpacking(const Kernels& kernels, const Matrix& weight) {
     std::vector<float> scales(static_cast<std::size_t>((view.tiles + 7) / 8));
     kernels.unpack_columns_bytes(view, chunk, 0, view.tiles, fours.data(), scales.data());
     for (std::int64_t n = 0; n < rows; ++n) {
-      const double scale = scales[static_cast<std::size_t>(n / kInt16Block)];
+      const double scale = scales[static_cast<std::size_t>(n / kRoundedBlock)];
       for (std::int64_t j = 0; j < std::min<std::int64_t>(32, columns - chunk * 32); ++j) {
         const int code = fours[(n / 4 * 32 + j) * 4 + n % 4] - 128;
         ASSERT_LE(std::abs(code), 127);
@@ -95,7 +95,7 @@ void check_unpacking(const Kernels& kernels, const Matrix& weight) {
     std::vector<float> scales(static_cast<std::size_t>((view.tiles + 7) / 8));
     kernels.unpack_columns_rounded(view, chunk, 0, view.tiles, pairs.data(), scales.data());
     for (std::int64_t n = 0; n < rows; ++n) {
-      const double scale = scales[static_cast<std::size_t>(n / kInt16Block)];
+      const double scale = scales[static_cast<std::size_t>(n / kRoundedBlock)];
       for (std::int64_t j = 0; j < std::min<std::int64_t>(32, columns - chunk * 32); ++j) {
         const std::int16_t code = pairs[(n / 2 * 32 + j) * 2 + n % 2];
         const float value = plain[n * padded + chunk * 32 + j];

@@ -13,7 +13,7 @@
 
 namespace trimpot::impl {
 
-constexpr std::int64_t kInt16Tiles = kInt16Block / kTileRows;
+constexpr std::int64_t kRoundedTiles = kRoundedBlock / kTileRows;
 
 // How a block is rounded, from the largest of its magnitudes, in bits: those of what is not finite
 // are above all others, and make the scale NaN. Below 1e-30 the reciprocal could overflow; such a
@@ -27,6 +27,24 @@ BlockScale block_scale(typename S::I most, float limit) {
   if (highest > 1e-30f && highest <= std::numeric_limits<float>::max())
     return {highest / limit, limit / highest};
   return {highest <= 1e-30f ? 0.0f : std::numeric_limits<float>::quiet_NaN(), 0.0f};
+}
+
+// 16 numbers of a block of `count` from k on, 0 beyond its end.
+template <class S>
+[[gnu::always_inline]] inline typename S::F load_padded(const float* block, std::int64_t k,
+                                                        std::int64_t count) {
+  return k + 16 <= count ? S::load(block + k)
+         : k < count     ? S::load_first(block + k, static_cast<int>(count - k))
+                         : S::zero();
+}
+
+template <class S>
+[[gnu::always_inline]] inline BlockScale scale_of_block(const float* block, std::int64_t count,
+                                                        float limit) {
+  auto most = S::zero_int();
+  for (std::int64_t k = 0; k < count; k += 16)
+    most = S::max_bits(most, load_padded<S>(block, k, count));
+  return block_scale<S>(most, limit);
 }
 
 // The two forms of a product dy W: codes of W in panels [rows / kRows][32 columns][kRows], those of
@@ -78,34 +96,29 @@ struct ByteRows {
 
 template <class S>
 void to_int16(const float* from, std::int64_t count, std::int16_t* to, float* scales) {
-  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
-    const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
-    const auto load = [&](std::int64_t k) {
-      return k + 16 <= end ? S::load(from + k)
-             : k < end     ? S::load_first(from + k, static_cast<int>(end - k))
-                           : S::zero();
+  for (; count > 0; from += kRoundedBlock, to += kRoundedBlock, count -= kRoundedBlock) {
+    const std::int64_t size = count < kRoundedBlock ? count : kRoundedBlock;
+    const BlockScale numbers = scale_of_block<S>(from, size, kInt16Limit);
+    *scales++ = numbers.scale;
+    const auto inverse = S::set(numbers.inverse);
+    const auto code = [&](std::int64_t k) {
+      return S::mul(load_padded<S>(from, k, size), inverse);
     };
-    auto most = S::zero_int();
-    for (std::int64_t k = begin; k < end; k += 16) most = S::max_bits(most, load(k));
-    const BlockScale scale = block_scale<S>(most, kInt16Limit);
-    *scales++ = scale.scale;
-    const auto inverse = S::set(scale.inverse);
     // Writing at k / 2 never overtakes reading at k: a row can shrink in place.
-    std::int64_t k = begin;
-    for (; k + 32 <= end; k += 32)
-      S::store_int16(to + k, S::mul(S::load(from + k), inverse),
-                     S::mul(S::load(from + k + 16), inverse));
-    if (k == end) continue;
+    std::int64_t k = 0;
+    for (; k + 32 <= size; k += 32) S::store_int16(to + k, code(k), code(k + 16));
+    if (k == size) continue;
     std::int16_t whole[32];  // no call of memcpy for each 16 numbers: it took half the time
-    S::store_int16(whole, S::mul(load(k), inverse), S::mul(load(k + 16), inverse));
-    std::memcpy(to + k, whole, sizeof(std::int16_t) * static_cast<std::size_t>(end + end % 2 - k));
+    S::store_int16(whole, code(k), code(k + 16));
+    std::memcpy(to + k, whole,
+                sizeof(std::int16_t) * static_cast<std::size_t>(size + size % 2 - k));
   }
 }
 
 // Numbers from -1/2 to 1/2, to be added to codes before they are rounded.
 struct Dither {
   static constexpr std::uint32_t kPlaces = 2048;  // a power of 2
-  alignas(64) float at[kPlaces + kInt16Block];
+  alignas(64) float at[kPlaces + kRoundedBlock];
   constexpr Dither() : at{} {
     std::uint32_t state = 1;
     for (float& value : at) {
@@ -120,29 +133,21 @@ inline constexpr Dither kDither;
 template <class S, bool kDithers>
 std::int32_t block_to_bytes(const float* from, std::int64_t count, std::int8_t* to, float& scale,
                             const float* dither) {
-  const auto load = [&](std::int64_t k) {
-    return k + 16 <= count ? S::load(from + k)
-           : k < count     ? S::load_first(from + k, static_cast<int>(count - k))
-                           : S::zero();
-  };
-  auto most = S::zero_int();
-  for (std::int64_t k = 0; k < count; k += 16) most = S::max_bits(most, load(k));
-  const BlockScale numbers = block_scale<S>(most, kDithers ? kByteLimit - 1 : kByteLimit);
+  const BlockScale numbers = scale_of_block<S>(from, count, kDithers ? kByteLimit - 1 : kByteLimit);
   scale = numbers.scale;
   const auto inverse = S::set(numbers.inverse);
-  const auto code = [&](std::int64_t k, typename S::F value) {
+  const auto code = [&](std::int64_t k) {
+    const auto value = load_padded<S>(from, k, count);
     if constexpr (kDithers) return S::fma(value, inverse, S::load(dither + k));
     return S::mul(value, inverse);
   };
   auto sum = S::zero_int();
   std::int64_t k = 0;
-  for (; k + 32 <= count; k += 32)
-    sum = S::add(sum, S::store_int8(to + k, code(k, S::load(from + k)),
-                                    code(k + 16, S::load(from + k + 16))));
+  for (; k + 32 <= count; k += 32) sum = S::add(sum, S::store_int8(to + k, code(k), code(k + 16)));
   if (k < count) {
     float rest[32];
-    S::store(rest, code(k, load(k)));
-    S::store(rest + 16, code(k + 16, load(k + 16)));
+    S::store(rest, code(k));
+    S::store(rest + 16, code(k + 16));
     for (std::int64_t i = count - k; i < 32; ++i) rest[i] = 0.0f;  // dither alone
     std::int8_t whole[32];
     sum = S::add(sum, S::store_int8(whole, S::load(rest), S::load(rest + 16)));
@@ -155,8 +160,8 @@ std::int32_t block_to_bytes(const float* from, std::int64_t count, std::int8_t* 
 template <class S>
 void to_bytes(const float* from, std::int64_t count, std::uint32_t dither, std::int8_t* to,
               float* scales, std::int32_t* sums) {
-  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
-    const std::int64_t size = count - begin < kInt16Block ? count - begin : kInt16Block;
+  for (std::int64_t begin = 0; begin < count; begin += kRoundedBlock) {
+    const std::int64_t size = count - begin < kRoundedBlock ? count - begin : kRoundedBlock;
     if (dither == 0) {
       *sums++ = block_to_bytes<S, false>(from + begin, size, to + begin, *scales++, nullptr);
       continue;
@@ -171,9 +176,9 @@ void to_bytes(const float* from, std::int64_t count, std::uint32_t dither, std::
 template <class S, class Form>
 void unpack_columns_dense(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
                           std::int64_t tile_end, typename Form::Code* panel, float* scales) {
-  typename S::F values[kInt16Tiles * kChunkColumns];
-  for (std::int64_t tile = tile_begin; tile < tile_end; tile += kInt16Tiles) {
-    const std::int64_t count = tile_end - tile < kInt16Tiles ? tile_end - tile : kInt16Tiles;
+  typename S::F values[kRoundedTiles * kChunkColumns];
+  for (std::int64_t tile = tile_begin; tile < tile_end; tile += kRoundedTiles) {
+    const std::int64_t count = tile_end - tile < kRoundedTiles ? tile_end - tile : kRoundedTiles;
     auto most = S::zero_int();
     for (std::int64_t i = 0; i < count; ++i) {
       typename S::F* of_tile = values + i * kChunkColumns;
@@ -197,10 +202,10 @@ void unpack_columns_dense(const MatrixView& w, std::int64_t chunk, std::int64_t 
 template <class S, class C, class Form>
 void unpack_columns_codes(const MatrixView& w, std::int64_t chunk, std::int64_t tile_begin,
                           std::int64_t tile_end, typename Form::Code* panel, float* scales) {
-  for (std::int64_t tile = tile_begin; tile < tile_end; tile += kInt16Tiles) {
-    const std::int64_t count = tile_end - tile < kInt16Tiles ? tile_end - tile : kInt16Tiles;
+  for (std::int64_t tile = tile_begin; tile < tile_end; tile += kRoundedTiles) {
+    const std::int64_t count = tile_end - tile < kRoundedTiles ? tile_end - tile : kRoundedTiles;
     // weight = factor level + term, a lane for each row.
-    typename S::F factor[kInt16Tiles], term[kInt16Tiles];
+    typename S::F factor[kRoundedTiles], term[kRoundedTiles];
     auto most = S::zero_int();
     for (std::int64_t i = 0; i < count; ++i) {
       ask_for_chunk(w.codes + (tile + i) * w.tile_bytes + (chunk + 1) * w.bits * 64, w.bits);
@@ -256,9 +261,9 @@ void multiply_rounded_block(const View& dy, std::int64_t token, const typename F
                             std::int64_t c_stride, int columns, bool add) {
   const std::int64_t stride = dy.stride;
   const auto* codes = dy.row(token);
-  for (std::int64_t begin = 0; begin < rows; begin += kInt16Block, add = true) {
-    const std::int64_t end = begin + kInt16Block < rows ? begin + kInt16Block : rows;
-    const std::int64_t block = begin / kInt16Block, numbers = token * dy.scale_stride + block;
+  for (std::int64_t begin = 0; begin < rows; begin += kRoundedBlock, add = true) {
+    const std::int64_t end = begin + kRoundedBlock < rows ? begin + kRoundedBlock : rows;
+    const std::int64_t block = begin / kRoundedBlock, numbers = token * dy.scale_stride + block;
     typename S::I sum[kTokens][kHalves];
 #pragma GCC unroll 12
     for (int t = 0; t < kTokens; ++t)
@@ -333,13 +338,13 @@ void round_pairs_int16(const float* rows, std::int64_t stride, std::int64_t coun
     return left >= 16 ? S::load(from) : left > 0 ? S::load_first(from, left) : S::zero();
   };
   std::int16_t* to = panel.codes;
-  for (std::int64_t begin = 0; begin < count; begin += kInt16Block) {
-    const std::int64_t end = begin + kInt16Block < count ? begin + kInt16Block : count;
+  for (std::int64_t begin = 0; begin < count; begin += kRoundedBlock) {
+    const std::int64_t end = begin + kRoundedBlock < count ? begin + kRoundedBlock : count;
     auto most = S::zero_int();
     for (std::int64_t row = begin; row < end; ++row)
       for (int half = 0; half < 2; ++half) most = S::max_bits(most, load(row, half));
     const BlockScale scale = block_scale<S>(most, kInt16Limit);
-    panel.scales[begin / kInt16Block] = scale.scale;
+    panel.scales[begin / kRoundedBlock] = scale.scale;
     const auto inverse = S::set(scale.inverse);
     for (std::int64_t row = begin; row < end; row += 2, to += 64)
       for (int half = 0; half < 2; ++half)
@@ -351,12 +356,12 @@ void round_pairs_int16(const float* rows, std::int64_t stride, std::int64_t coun
 template <class S>
 void round_columns_int16(const float* rows, std::int64_t stride, std::int64_t count,
                          std::int64_t columns, const RoundedView& to) {
-  float turned[16 * kInt16Block];
+  float turned[16 * kRoundedBlock];
   for (std::int64_t column = 0; column < columns; column += 16) {
     const std::int64_t width = columns - column < 16 ? columns - column : 16;
-    transpose<S>(rows + column, stride, count, width, turned, kInt16Block);
+    transpose<S>(rows + column, stride, count, width, turned, kRoundedBlock);
     for (std::int64_t i = 0; i < width; ++i)
-      to_int16<S>(turned + i * kInt16Block, count, to.row(column + i), to.scales_of(column + i));
+      to_int16<S>(turned + i * kRoundedBlock, count, to.row(column + i), to.scales_of(column + i));
   }
 }
 

@@ -22,7 +22,7 @@ constexpr Kernels make_kernels() {
   k.multiply = multiply<S>;
   k.unpack_tile = unpack_tile<S>;
   k.unpack_columns = unpack_columns<S>;
-  if constexpr (S::kInt16Products) {
+  if constexpr (S::kRoundedProducts) {
     k.rounded = "int16";
     k.unpack_columns_rounded = unpack_columns_rounded<S, Int16Rows>;
     k.multiply_rounded = multiply_rounded<S, Int16Rows, RoundedView>;

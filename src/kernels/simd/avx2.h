@@ -17,8 +17,8 @@ struct Avx2 {
   static constexpr int kMaxRowsOfTile = 6;
   static constexpr int kMaxRowsI8 = 4;
   static constexpr int kMaxTiles = 1;
-  static constexpr int kVectors = 8;             // of 16 lanes
-  static constexpr bool kInt16Products = false;  // no faster than f32's
+  static constexpr int kVectors = 8;               // of 16 lanes
+  static constexpr bool kRoundedProducts = false;  // no faster than f32's
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kWeakForMany = false;

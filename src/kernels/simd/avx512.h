@@ -19,7 +19,7 @@ struct Avx512 {
   static constexpr int kMaxRowsI8 = 6;       // 6 rows x 2 tiles x (int32 + float) = 24 accumulators
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
-  static constexpr bool kInt16Products = true;  // twice as many a second as f32's
+  static constexpr bool kRoundedProducts = true;  // twice as many a second as f32's
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
   static constexpr bool kWeakForMany = true;

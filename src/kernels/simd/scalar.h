@@ -15,10 +15,10 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr int kMaxRowsF32 = 4;  // rows of a float tile that stay in registers
   static constexpr int kMaxRowsOfTile = 1;
-  static constexpr int kMaxRowsI8 = 1;           // nothing to keep in registers: quick to compile
-  static constexpr int kVectors = 1;             // of 16 lanes that registers hold
-  static constexpr bool kInt16Products = false;  // no faster than f32's
-  static constexpr int kMaxTiles = 1;            // side by side in a product's block
+  static constexpr int kMaxRowsI8 = 1;             // nothing to keep in registers: quick to compile
+  static constexpr int kVectors = 1;               // of 16 lanes that registers hold
+  static constexpr bool kRoundedProducts = false;  // no faster than f32's
+  static constexpr int kMaxTiles = 1;              // side by side in a product's block
   // Codes become bytes once for all tokens of a product, instead of once per block of tokens.
   static constexpr bool kUnpacksForMany = false;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
