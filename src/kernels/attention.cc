@@ -29,7 +29,8 @@ struct Unit {
 // Each part of the keys has a softmax and a sum of values of its own, so that scores stay in the
 // first-level cache and a single query can be split over the threads. Parts are combined in order.
 constexpr std::int64_t kPart = KeyValues::kPart;
-constexpr std::int64_t kLongContext = 1024;  // keys beyond which a single query is split
+// Keys beyond which a single query is split: 700 in f16 as fast as whole, 950 1.03 to 1.07 times.
+constexpr std::int64_t kLongContext = 768;
 
 bool is_long(const Segment& segment) {
   return segment.count == 1 && segment.position + 1 > kLongContext;

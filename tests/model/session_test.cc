@@ -213,7 +213,7 @@ TEST_F(SessionUse, LongTexts) {
   EXPECT_TRUE(same_bits(std::span<const float>(last), std::span<const float>(a).last(45)));
 }
 
-// Beyond 1024 keys a single query is split over the threads: still the bits of a prompt at once.
+// Beyond 768 keys a single query is split over the threads: still the bits of a prompt at once.
 TEST_P(SessionBits, LongContexts) {
   RandomStream random(3);
   std::vector<TokenId> tokens;
