@@ -238,13 +238,6 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan
                });
 }
 
-// Of the layers' tokens. With int8 products, and those of floats, parts gained nothing.
-std::int64_t parts_of(const Compute& compute, std::span<const Plan> plans, std::int64_t tokens) {
-  const bool rounded =
-      std::all_of(plans.begin(), plans.end(), [](const Plan& plan) { return plan.rounded; });
-  return rounded ? token_parts(compute, tokens) : 1;
-}
-
 std::int64_t pairs_of(const LinearOutput& output) {
   return divide_up(output.linear.weight->view().tiles, 2);
 }
@@ -404,7 +397,7 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   std::vector<Plan> plans;
   plans.reserve(outputs.size());
   for (const LinearOutput& output : outputs) plans.push_back(make_plan(compute, output, x, tokens));
-  const std::int64_t pairs = all_pairs(outputs), parts = parts_of(compute, plans, tokens);
+  const std::int64_t pairs = all_pairs(outputs), parts = token_parts(compute, tokens);
   for_each_token_part(compute, tokens, parts, pairs, grain_for(compute, parts * pairs),
                       [&](std::int64_t token, std::int64_t token_end, std::int64_t begin,
                           std::int64_t end, int member) {

@@ -20,8 +20,10 @@ inline std::int64_t block_rows(const Compute& compute, std::int64_t parts, std::
 
 // Of how many parts of its tokens an operation's work consists, the first of which the first
 // threads take, and so on: what one operation leaves in a core's caches is what the next one reads
-// there. Each part unpacks the weights anew, which takes as long as products of some 150 tokens in
-// bf16.
+// there, row operations like norms included. Each part unpacks the weights anew, which takes as
+// long as products of some 150 tokens in bf16. With int8 products, Zen 4, two cores, a step of
+// `qeft` takes 0.95 to 0.96 of the time and a prompt 0.90 to 0.99 in hours when memory is slow,
+// 0.99 to 1.01 in others.
 inline std::int64_t token_parts(const Compute& compute, std::int64_t tokens) {
   constexpr std::int64_t kLeast = 256;
   return std::clamp<std::int64_t>(tokens / kLeast, 1, compute.team.size());
