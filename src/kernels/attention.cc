@@ -99,13 +99,14 @@ std::vector<Unit> attention_units(const Kernels& kernels, const AttentionShape& 
   const bool rounded = !segments.empty() && panels.front() != nullptr;
   const std::vector<Block> blocks =
       query_blocks(segments, rounded ? rounded_rows(kernels) : kFloatRows);
-  // The last blocks see the most keys: first come, first served, the longest first.
-  for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
-    float* of_segment = panels[static_cast<std::size_t>(block->segment - segments.data())];
-    if (of_segment == nullptr && is_long(*block->segment)) continue;
-    const std::int64_t heads = block->segment->count == 1 ? shape.heads_per_kv() : 1;
+  // In the order of the tokens, as all that is done row by row: what a core's caches hold of the
+  // first ones is read there. The last blocks, which see the most keys, are soon shared.
+  for (const Block& block : blocks) {
+    float* of_segment = panels[static_cast<std::size_t>(block.segment - segments.data())];
+    if (of_segment == nullptr && is_long(*block.segment)) continue;
+    const std::int64_t heads = block.segment->count == 1 ? shape.heads_per_kv() : 1;
     for (std::int64_t head = 0; head < shape.heads; head += heads)
-      units.push_back({block->segment, block->first, block->count, head, heads, of_segment});
+      units.push_back({block.segment, block.first, block.count, head, heads, of_segment});
   }
   return units;
 }
