@@ -18,23 +18,26 @@ inline std::int64_t block_rows(const Compute& compute, std::int64_t parts, std::
   return std::max(kLeast, (rows / wanted + kAtOnce - 1) / kAtOnce * kAtOnce);
 }
 
-// Of how many parts of its tokens an operation's work consists, the first of which the first
-// threads take, and so on: what one operation leaves in a core's caches is what the next one reads
-// there, row operations like norms included. Each part unpacks the weights anew, which takes as
-// long as products of some 150 tokens in bf16. With int8 products, Zen 4, two cores, a step of
-// `qeft` takes 0.95 to 0.96 of the time and a prompt 0.90 to 0.99 in hours when memory is slow,
-// 0.99 to 1.01 in others.
-inline std::int64_t token_parts(const Compute& compute, std::int64_t tokens) {
-  constexpr std::int64_t kLeast = 256;
-  return std::clamp<std::int64_t>(tokens / kLeast, 1, compute.team.size());
+// Of how many parts of its tokens, each of `least` or more, an operation's work consists, the first
+// of which the first threads take, and so on: what one operation leaves in a core's caches is what
+// the next one reads there, row operations like norms included. Each part unpacks the weights anew,
+// which takes as long as products of some 150 tokens in bf16, 20 in bytes. With int8 products,
+// Zen 4, two cores, a step of `qeft` takes 0.95 to 0.96 of the time and a prompt 0.90 to 0.99 in
+// hours when memory is slow, 0.99 to 1.01 in others.
+constexpr std::int64_t kLeastTokens = 256;
+inline std::int64_t token_parts(const Compute& compute, std::int64_t tokens,
+                                std::int64_t least = kLeastTokens) {
+  return std::clamp<std::int64_t>(tokens / least, 1, compute.team.size());
 }
 
 // Calls body(begin, end of the tokens, first item, end, member) for `items` things with all tokens,
-// in pieces of at most `grain` items. Tokens come in multiples of 32, as kernels take them.
+// in pieces of at most `grain` items. Tokens come in multiples of 32 where there are tiles, else of
+// 4, as kernels take them.
 template <typename Body>
 void for_each_token_part(Compute& compute, std::int64_t tokens, std::int64_t parts,
                          std::int64_t items, std::int64_t grain, Body&& body) {
-  const std::int64_t size = (tokens + 32 * parts - 1) / (32 * parts) * 32;
+  const std::int64_t step = compute.kernels.tiled ? 32 : 4;
+  const std::int64_t size = (tokens + step * parts - 1) / (step * parts) * step;
   compute.team.for_each(
       parts * items, grain, [&](std::int64_t begin, std::int64_t end, int member) {
         while (begin < end) {
