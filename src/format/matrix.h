@@ -2,10 +2,10 @@
 // load, so a better kernel never changes a file.
 //
 // Convention everywhere: w = s (q - z) per row and group of columns. In memory this is one of
-//     w = scale * (code - zero_point)    one integer for the whole matrix: Q4_0 8, Q5_0 16, Q8_0
-//     128 w = scale * code + offset          Q4_1, Q5_1: offset = -s z w = scale * (code - zero)
-//     zeros stored as such w = scale * level[code]            NF4: 4-bit codes into a table of 16
-//     levels
+//   - w = scale * (code - zero_point), one integer for the whole matrix: Q4_0 8, Q5_0 16, Q8_0 128;
+//   - w = scale * code + offset, Q4_1 and Q5_1: offset = -s z;
+//   - w = scale * (code - zero), zeros stored as such;
+//   - w = scale * level[code], NF4: 4-bit codes into a table of 16 levels,
 // with unsigned codes; zero_point is 0 in all but the first.
 //
 // Layout: tiles of 16 rows, so that a vector lane is an output row, and chunks of 32 columns.

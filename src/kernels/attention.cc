@@ -253,17 +253,17 @@ float combine_parts(const Kernels& k, const Partials& of, std::int64_t parts, st
   for (std::int64_t part = 1; part < parts; ++part)
     highest = std::max(highest, of.highest[of.at(part, row)]);
   Sums sums;
-  float* all = of.out + of.at(0, row) * of.dim;
+  float* values = of.out + of.at(0, row) * of.dim;  // of the first part, then of all
   for (std::int64_t part = 0; part < parts; ++part) {
     const std::int64_t at = of.at(part, row);
     const float factor = std::exp(of.highest[at] - highest);
     sums.add(of.lanes + at * Sums::kLanes, factor);
     float* of_part = of.out + at * of.dim;
     if (parts > 1) k.scale(of_part, of.dim, factor, of_part);  // else by 1
-    if (part > 0) k.add(of_part, of.dim, all);
+    if (part > 0) k.add(of_part, of.dim, values);
   }
   const float sum = sums.total();
-  k.scale(all, of.dim, 1.0f / sum, out);
+  k.scale(values, of.dim, 1.0f / sum, out);
   return highest + std::log(sum);
 }
 

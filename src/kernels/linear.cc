@@ -399,8 +399,8 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   for (const LinearOutput& output : outputs) plans.push_back(make_plan(compute, output, x, tokens));
   // Codes become bytes in the time that products of two or three tokens take: a prompt of 128 is
   // faster whole (1.01), one of 160 in two parts.
-  const bool cheap = compute.precision == Precision::kDefault && !compute.kernels.tiled;
-  const std::int64_t parts = token_parts(compute, tokens, cheap ? 80 : kLeastTokens);
+  const bool to_bytes = compute.precision == Precision::kDefault && !compute.kernels.tiled;
+  const std::int64_t parts = token_parts(compute, tokens, to_bytes ? 80 : kLeastTokens);
   const std::int64_t pairs = all_pairs(outputs);
   for_each_token_part(compute, tokens, parts, pairs, grain_for(compute, parts * pairs),
                       [&](std::int64_t token, std::int64_t token_end, std::int64_t begin,

@@ -22,8 +22,8 @@ inline std::int64_t block_rows(const Compute& compute, std::int64_t parts, std::
 // of which the first threads take, and so on: what one operation leaves in a core's caches is what
 // the next one reads there, row operations like norms included. Each part unpacks the weights anew,
 // which takes as long as products of some 150 tokens in bf16, 20 in bytes. With int8 products,
-// Zen 4, two cores, a step of `qeft` takes 0.95 to 0.96 of the time and a prompt 0.90 to 0.99 in
-// hours when memory is slow, 0.99 to 1.01 in others.
+// Zen 4, two cores, a step of `qeft` takes 0.92 to 0.95 of the time and a prompt 0.90 to 0.98 in
+// hours when the other core's cache is slow to give, 0.99 to 1.01 in others.
 constexpr std::int64_t kLeastTokens = 256;
 inline std::int64_t token_parts(const Compute& compute, std::int64_t tokens,
                                 std::int64_t least = kLeastTokens) {

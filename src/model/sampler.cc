@@ -49,16 +49,9 @@ void find_likeliest(std::span<const float> logits, std::size_t count,
 }  // namespace
 
 TokenId greedy(std::span<const float> logits) {
-  std::size_t best = 0;
-  for (std::size_t id = 1; id < logits.size();) {
-    if (id + kAtOnce <= logits.size() && !any_above(&logits[id], logits[best])) {
-      id += kAtOnce;
-      continue;
-    }
-    for (const std::size_t end = std::min(id + kAtOnce, logits.size()); id < end; ++id)
-      if (logits[id] > logits[best]) best = id;
-  }
-  return static_cast<TokenId>(best);
+  std::vector<Candidate> likeliest;
+  find_likeliest(logits, 1, likeliest);
+  return likeliest[0].second;
 }
 
 TokenId Sampler::sample(std::span<const float> logits) {
