@@ -1,6 +1,7 @@
 #include "kernels/linear.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "base/round.h"
@@ -241,10 +242,11 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan
 std::int64_t pairs_of(const LinearOutput& output) {
   return divide_up(output.linear.weight->view().tiles, 2);
 }
+std::int64_t pairs_of(const Upcoming& next) { return divide_up(next.weight->view().tiles, 2); }
 
 // Calls use(index of the output, first pair of tiles, end) for pairs [begin, end) of all outputs.
-template <typename Use>
-void for_each_output(std::span<const LinearOutput> outputs, std::int64_t begin, std::int64_t end,
+template <typename Output, typename Use>
+void for_each_output(std::span<const Output> outputs, std::int64_t begin, std::int64_t end,
                      Use&& use) {
   std::int64_t first = 0;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
@@ -256,10 +258,41 @@ void for_each_output(std::span<const LinearOutput> outputs, std::int64_t begin, 
   }
 }
 
-std::int64_t all_pairs(std::span<const LinearOutput> outputs) {
+template <typename Output>
+std::int64_t all_pairs(std::span<const Output> outputs) {
   std::int64_t pairs = 0;
-  for (const LinearOutput& output : outputs) pairs += pairs_of(output);
+  for (const Output& output : outputs) pairs += pairs_of(output);
   return pairs;
+}
+
+// Says to the team what `member` reads in the next product.
+void read_ahead(Compute& compute, std::span<const Upcoming> next, int member) {
+  // Of each array: 16 KiB and all of it gave no more.
+  constexpr std::int64_t kMostBytes = 64 << 10;
+  std::array<std::span<const std::byte>, ThreadTeam::kMostAhead> ranges;
+  std::size_t count = 0;
+  const auto take = [&](std::size_t i, std::int64_t from, std::int64_t to) {
+    const MatrixView& w = next[i].weight->view();
+    const std::int64_t first = from * 2, end = std::min(to * 2, w.tiles);
+    const auto add = [&](const void* data, std::int64_t tile_bytes) {
+      if (data != nullptr && count < ranges.size())
+        ranges[count++] = {
+            static_cast<const std::byte*>(data) + first * tile_bytes,
+            static_cast<std::size_t>(std::min((end - first) * tile_bytes, kMostBytes))};
+    };
+    const std::int64_t numbers = w.groups * kTileRows * 2;
+    add(w.codes, w.tile_bytes);
+    add(w.scales, numbers);
+    add(w.zeros, numbers);
+    add(w.offsets, numbers);
+    if (next[i].weak == nullptr) return;
+    const MatrixView& weak = next[i].weak->view();
+    add(weak.dense, weak.columns * kTileRows * (weak.storage == Storage::kF32 ? 4 : 2));
+  };
+  const std::int64_t pairs = all_pairs(next), grain = grain_for(compute, pairs);
+  for_each_output(next, compute.team.stretch_begin(pairs, grain, member),
+                  compute.team.stretch_begin(pairs, grain, member + 1), take);
+  compute.team.read_ahead(member, std::span(ranges).first(count));
 }
 
 }  // namespace
@@ -393,7 +426,8 @@ LinearInput Activations::input(const LinearView& linear) const {
 }
 
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
-            std::span<const LinearOutput> outputs, bool add) {
+            std::span<const LinearOutput> outputs, bool add, std::span<const Upcoming> next) {
+  constexpr std::int64_t kMostTokensAhead = 8;
   std::vector<Plan> plans;
   plans.reserve(outputs.size());
   for (const LinearOutput& output : outputs) plans.push_back(make_plan(compute, output, x, tokens));
@@ -405,6 +439,8 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   for_each_token_part(compute, tokens, parts, pairs, grain_for(compute, parts * pairs),
                       [&](std::int64_t token, std::int64_t token_end, std::int64_t begin,
                           std::int64_t end, int member) {
+                        if (tokens <= kMostTokensAhead && compute.team.wants_ahead(member))
+                          read_ahead(compute, next, member);
                         for_each_output(outputs, begin, end,
                                         [&](std::size_t i, std::int64_t from, std::int64_t to) {
                                           linear_pairs(compute, outputs[i], plans[i], x, tokens,
@@ -420,38 +456,6 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
           if (view.low_rank != nullptr) paths.push_back({view.low_rank, begin, end, output.y});
         });
   if (!paths.empty()) low_rank_forward(compute, paths, x);
-}
-
-void read_ahead(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> next) {
-  constexpr std::int64_t kMostTokens = 8;
-  // Of each array: 16 KiB and all of it gave no more.
-  constexpr std::int64_t kMostBytes = 64 << 10;
-  if (tokens > kMostTokens) return;
-  const std::int64_t pairs = all_pairs(next), grain = grain_for(compute, pairs);
-  std::vector<std::span<const std::byte>> ranges;
-  for (int member = 1; member < compute.team.size(); ++member) {
-    ranges.clear();
-    const auto take = [&](std::size_t i, std::int64_t from, std::int64_t to) {
-      const MatrixView w = next[i].linear.codes();
-      const std::int64_t first = from * 2, end = std::min(to * 2, w.tiles);
-      const auto add = [&](const void* data, std::int64_t tile_bytes) {
-        if (data != nullptr)
-          ranges.emplace_back(static_cast<const std::byte*>(data) + first * tile_bytes,
-                              std::min((end - first) * tile_bytes, kMostBytes));
-      };
-      const std::int64_t numbers = w.groups * kTileRows * 2;
-      add(w.codes, w.tile_bytes);
-      add(w.scales, numbers);
-      add(w.zeros, numbers);
-      add(w.offsets, numbers);
-      if (next[i].linear.weak == nullptr) return;
-      const MatrixView& weak = next[i].linear.weak->view();
-      add(weak.dense, weak.columns * kTileRows * (weak.storage == Storage::kF32 ? 4 : 2));
-    };
-    for_each_output(next, compute.team.stretch_begin(pairs, grain, member),
-                    compute.team.stretch_begin(pairs, grain, member + 1), take);
-    compute.team.read_ahead(member, ranges);
-  }
 }
 
 void linear_f32(Compute& compute, std::span<const FloatProduct> products) {

@@ -83,13 +83,18 @@ class Activations {
   std::size_t used_ = 0;
 };
 
-// y (+)= the layer's output, for several layers that share their input: one join for q, k, v.
-void linear(Compute& compute, const Activations& x, std::int64_t tokens,
-            std::span<const LinearOutput> outputs, bool add = false);
+// Of a layer that is multiplied soon.
+struct Upcoming {
+  const Matrix* weight;
+  const Matrix* weak = nullptr;  // null: none
+};
 
-// Says that linear() comes next with these layers: threads that wait for work bring what they will
-// read of them into their caches, if there are so few tokens that memory is what takes the time.
-void read_ahead(Compute& compute, std::int64_t tokens, std::span<const LinearOutput> next);
+// y (+)= the layer's output, for several layers that share their input: one join for q, k, v.
+// `next`: the layers of the next call; threads that wait for it bring what they will read of them
+// into their caches, if there are so few tokens that memory is what takes the time.
+void linear(Compute& compute, const Activations& x, std::int64_t tokens,
+            std::span<const LinearOutput> outputs, bool add = false,
+            std::span<const Upcoming> next = {});
 
 // Receives d_scale and d_offset of whole tiles, [tile_end - tile_begin][groups][16], possibly from
 // several threads at once (never the same tile). d_offset is null for formats without zeros and

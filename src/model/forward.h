@@ -65,16 +65,19 @@ struct LayerView {
   LinearOutput output(LinearIndex kind, float* y) const {
     return {weights.*kLinearKinds[kind].linear, y, runs[kind]};
   }
+  Upcoming upcoming(LinearIndex kind) const {
+    const Linear& linear = weights.*kLinearKinds[kind].linear;
+    return {&linear.weight, linear.weak.rows() > 0 ? &linear.weak : nullptr};
+  }
 };
 
 // One layer: x [rows, hidden] -> y [rows, hidden] (y may be x). Without y the down projection is
-// left out: the backward recomputes everything but the layer's output.
+// left out: the backward recomputes everything but the layer's output. `next`: what is multiplied
+// after it (linear()).
 void layer_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
-                   const float* x, LayerActivations& a, float* y);
-
-// Says that layer_forward() comes next with this layer.
-void read_ahead_layer(Compute& compute, std::int64_t rows, const LayerView& layer);
+                   const float* x, LayerActivations& a, float* y,
+                   std::span<const Upcoming> next = {});
 
 // Its parts: x normed into a.attention_in; keys and values stored, a.q ready; up to
 // a.attention_out; middle = x + o_proj(...), normed into a.feed_forward_in; up to
@@ -92,7 +95,8 @@ void attention_output(Compute& compute, const ModelConfig& config, const LayerVi
 void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                   std::int64_t rows, LayerActivations& a);
 void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
-                         std::int64_t rows, LayerActivations& a, float* y);
+                         std::int64_t rows, LayerActivations& a, float* y,
+                         std::span<const Upcoming> next = {});
 
 // Rows of the embedding, [rows, hidden]. Token ids must be inside the vocabulary.
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x);

@@ -76,12 +76,14 @@ Status Decoder::step(std::span<const Turn> turns, float* logits) {
       batch.segments[i].cache = &turns[i].sequence->caches_[layer];
     const LayerView view =
         runs.empty() ? LayerView(model_.layers[layer]) : layer_runs_.view(model_, layer, runs);
-    layer_forward(compute_, config, view, batch.segments, rope_, rows, x_.data(), activations_,
-                  x_.data());
+    std::vector<Upcoming> next;
     if (layer + 1 < model_.layers.size())
-      read_ahead_layer(compute_, rows, model_.layers[layer + 1]);
+      for (const LinearIndex kind : {kQ, kK, kV})
+        next.push_back(LayerView(model_.layers[layer + 1]).upcoming(kind));
     else
-      read_ahead(compute_, rows, std::array{LinearOutput{model_.head_view(), nullptr}});
+      next.push_back({&model_.head_matrix()});
+    layer_forward(compute_, config, view, batch.segments, rope_, rows, x_.data(), activations_,
+                  x_.data(), next);
   }
   std::int64_t wanted = 0;
   last_.reserve(turns.size() * static_cast<std::size_t>(config.hidden));

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <chrono>
 #include <memory>
+#include <thread>
 #include <vector>
 
 namespace trimpot {
@@ -38,13 +40,19 @@ TEST(ThreadTeam, WorkComesBeforeReadingAhead) {
     std::vector<std::span<const std::byte>> ranges(ThreadTeam::kMostAhead + 3, all);
     ranges[1] = {};
     ranges[2] = all.first(1);
-    team.read_ahead(1, ranges);
-    team.read_ahead(2, std::span(ranges).first(static_cast<std::size_t>(round % 4)));
+    std::atomic<int> sum = 0, told = 0;
+    const auto add = [&](std::int64_t begin, std::int64_t, int member) {
+      sum += static_cast<int>(begin);
+      if (!team.wants_ahead(member)) return;
+      ++told;
+      const auto count = static_cast<std::size_t>(round % 4);
+      team.read_ahead(member, member == 1 ? ranges : std::span(ranges).first(count));
+    };
+    team.for_each(10, 1, add);
+    ASSERT_LE(told, 2);
     memory.reset();
-    std::atomic<int> sum = 0;
-    team.for_each(10, 1,
-                  [&](std::int64_t begin, std::int64_t, int) { sum += static_cast<int>(begin); });
-    ASSERT_EQ(sum, 45);
+    team.for_each(10, 1, add);
+    ASSERT_EQ(sum, 90);
   }
 }
 
@@ -61,6 +69,23 @@ TEST(ThreadTeam, LateMembersAreNotWaitedFor) {
     for (const std::int64_t sum : *sums) total += sum;
     ASSERT_EQ(total, 120 + 16 * std::int64_t{round});
   }
+}
+
+// Members that are done take over what others have not begun, which is not over before they are.
+TEST(ThreadTeam, MembersHelpEachOther) {
+  ThreadTeam team(3);
+  std::array<int, 3> pieces{};
+  for (int round = 0; round < 300; ++round) {
+    auto done = std::make_unique<std::array<int, 30>>();
+    team.for_each(30, 1, [&, done = done.get()](std::int64_t i, std::int64_t, int member) {
+      const bool slow = i / 10 == round % 3;  // this one's stretch
+      if (slow) std::this_thread::sleep_for(std::chrono::microseconds(100));
+      ++pieces[static_cast<std::size_t>(member)];
+      (*done)[static_cast<std::size_t>(i)] = round + 1;
+    });
+    for (const int number : *done) ASSERT_EQ(number, round + 1);
+  }
+  EXPECT_EQ(pieces[0] + pieces[1] + pieces[2], 9000);
 }
 
 }  // namespace
