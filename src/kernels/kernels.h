@@ -120,6 +120,8 @@ struct PeakLoop {
   std::int64_t macs_per_round = 0;
 };
 
+inline constexpr std::int64_t kByteBlock = 32;
+
 struct Kernels {
   const char* name;
   const char* rounded;  // the form of rounded output gradients, as above; null: they stay f32
@@ -271,6 +273,10 @@ struct Kernels {
                     float* to, std::int64_t to_stride);
   void (*widen_f16)(const f16* from, std::int64_t count, float* to);
   void (*narrow_f16)(const float* from, std::int64_t count, f16* to);
+  // Numbers to bytes with a scale for each kByteBlock of them, whose largest is 127, and back. What
+  // the last block lacks is 0.
+  void (*narrow_int8)(const float* from, std::int64_t count, std::int8_t* to, f16* scales);
+  void (*widen_int8)(const std::int8_t* from, const f16* scales, std::int64_t count, float* to);
 
   // What one core can do at most; of rounded gradients only where there are.
   PeakLoop peak_f32, peak_int8, peak_rounded;

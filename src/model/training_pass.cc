@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <utility>
 
 namespace trimpot {
 namespace {
@@ -37,10 +36,6 @@ class StepState {
 
 }  // namespace
 
-bool keeps_queries(std::size_t learned_values, std::size_t weight_bytes) {
-  return learned_values <= weight_bytes / 32;
-}
-
 std::int64_t count_predictions(const TrainingBatch& batch) {
   std::int64_t count = 0, first = 0;
   for (const std::int64_t length : batch.lengths) {
@@ -50,7 +45,7 @@ std::int64_t count_predictions(const TrainingBatch& batch) {
   return count;
 }
 
-void TrainingPass::prepare(const TrainingBatch& batch, bool with_gradients) {
+void TrainingPass::prepare(const TrainingBatch& batch, const GradientSink* sink) {
   const ModelConfig& config = model_.config;
   rows_ = static_cast<std::int64_t>(batch.tokens.size());
   if (caches_.size() < batch.lengths.size()) caches_.resize(batch.lengths.size());
@@ -68,15 +63,21 @@ void TrainingPass::prepare(const TrainingBatch& batch, bool with_gradients) {
   }
   rope_.fill(model_, rows_of_);
   activations_.allocate(config, rows_);
-  const auto kept = with_gradients ? static_cast<std::int64_t>(model_.layers.size()) + 1 : 1;
-  checkpoints_.reserve(kept * rows_ * config.hidden);
-  if (!with_gradients) return;
-  keeps_attention_ = compute_.precision == Precision::kDefault;
-  if (keeps_attention_) {
-    const std::int64_t kept_rows = (kept - 2) * rows_;  // the last layer's are still there
-    kept_attention_.reserve(kept_rows * kept_width());
-    kept_sums_.reserve(kept_rows * config.attention.heads);
+  const std::size_t layers = model_.layers.size();
+  keeps_ = sink != nullptr && compute_.precision == Precision::kDefault;
+  if (keeps_) {
+    Kept kept = choice_;
+    // Outputs from which gradients are taken are differences of layers' inputs.
+    kept.inputs = kept.feed_forward;
+    for (std::size_t i = 0; i < model_.linear_count(); ++i)
+      kept.inputs &= !takes_output(compute_, model_.linear(i), sink->of(i));
+    kept_.allocate(config, rows_, static_cast<std::int64_t>(layers) - 1, kept);
   }
+  checkpoints_in_turns_ = sink == nullptr || (keeps_ && kept_.kept().inputs);
+  const auto checkpoints = static_cast<std::int64_t>(
+      checkpoints_in_turns_ ? std::min<std::size_t>(2, layers + 1) : layers + 1);
+  checkpoints_.reserve(checkpoints * rows_ * config.hidden);
+  if (sink == nullptr) return;
   dx_.reserve(rows_ * config.hidden);
 }
 
@@ -189,73 +190,42 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
   sum.count += labelled;
 }
 
-std::array<TrainingPass::Kept, 4> TrainingPass::kept(std::size_t layer) {
-  const std::int64_t q_width = model_.config.attention.q_width();
-  const std::int64_t kv_width = model_.config.attention.kv_width();
-  f16* at = kept_attention_.data() + static_cast<std::int64_t>(layer) * rows_ * kept_width();
-  LayerActivations& a = activations_;
-  const auto next = [&](float* values, std::int64_t width) {
-    return Kept{values, width, std::exchange(at, at + rows_ * width)};
-  };
-  return {next(a.attention_out.values(), q_width), next(a.k.data(), kv_width),
-          next(a.v.data(), kv_width), next(a.q.data(), keeps_queries_ ? q_width : 0)};
-}
-
-std::int64_t TrainingPass::kept_width() const {
-  const AttentionShape& shape = model_.config.attention;
-  return shape.q_width() * (keeps_queries_ ? 2 : 1) + 2 * shape.kv_width();
-}
-
-void TrainingPass::keep_attention(std::size_t layer) {
-  const std::int64_t heads = model_.config.attention.heads;
-  compute_.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    for (const Kept& part : kept(layer))
-      compute_.kernels.narrow_f16(part.values + begin * part.width, (end - begin) * part.width,
-                                  part.halves + begin * part.width);
-  });
-  std::copy_n(activations_.log_sum_exp.data(), rows_ * heads,
-              kept_sums_.data() + static_cast<std::int64_t>(layer) * rows_ * heads);
-}
-
-void TrainingPass::restore_attention(std::size_t layer) {
-  const AttentionShape& shape = model_.config.attention;
-  compute_.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    for (const Kept& part : kept(layer))
-      compute_.kernels.widen_f16(part.halves + begin * part.width, (end - begin) * part.width,
-                                 part.values + begin * part.width);
-  });
-  std::copy_n(kept_sums_.data() + static_cast<std::int64_t>(layer) * rows_ * shape.heads,
-              rows_ * shape.heads, activations_.log_sum_exp.data());
-  if (rounds_attention(compute_)) return;  // the backward has k and v in panels of its own
-  for (const Segment& segment : rows_of_.segments)
-    segment.cache->store(compute_, shape, segment.position, segment.count,
-                         activations_.k.data() + segment.row * shape.kv_width(),
-                         activations_.v.data() + segment.row * shape.kv_width());
-}
-
 void TrainingPass::recompute(std::size_t layer) {
   const ModelConfig& config = model_.config;
   const LayerWeights& weights = model_.layers[layer];
-  const float* x = checkpoint(layer);
-  if (!keeps_attention_) {
+  float* x = checkpoint(layer);
+  if (!keeps_) {
     layer_forward(compute_, config, weights, rows_of_.segments, rope_, rows_, x, activations_,
                   nullptr);
     return;
   }
   const LayerView view(weights);
   LayerActivations& a = activations_;
+  const Kept kept = kept_.kept();
+  kept_.restore(compute_, layer, a, x);
   attention_norm(compute_, config, view, rows_, x, a);
   const LinearOutput queries = view.output(kQ, a.q.data());
   a.attention_in.prepare(compute_, rows_,
                          std::array{queries, view.output(kK, nullptr), view.output(kV, nullptr)},
-                         !keeps_queries_);
-  if (!keeps_queries_) {
+                         !kept.queries);
+  if (!kept.queries) {
     linear(compute_, a.attention_in, rows_, {&queries, 1});
     rope_.rotate(compute_, config, rows_, config.attention.heads, 1.0f, a.q.data());
   }
-  restore_attention(layer);
+  if (!rounds_attention(compute_))  // else the backward has k and v in panels of its own
+    for (const Segment& segment : rows_of_.segments)
+      segment.cache->store(compute_, config.attention, segment.position, segment.count,
+                           a.k.data() + segment.row * config.attention.kv_width(),
+                           a.v.data() + segment.row * config.attention.kv_width());
   attention_output(compute_, config, view, rows_, x, a);
-  feed_forward(compute_, config, view, rows_, a);
+  if (kept.feed_forward) {
+    a.feed_forward_in.prepare(
+        compute_, rows_, std::array{view.output(kGate, nullptr), view.output(kUp, nullptr)}, false);
+    swiglu(compute_, a.gate.data(), a.up.data(), rows_, config.feed_forward,
+           a.feed_forward_out.values());
+  } else {
+    feed_forward(compute_, config, view, rows_, a);
+  }
   a.feed_forward_out.prepare(compute_, rows_, std::array{view.output(kDown, nullptr)}, false);
 }
 
@@ -275,21 +245,19 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
   for (const TokenId token : batch.tokens)
     if (token < 0 || token >= model_.config.vocabulary)
       return fail("token {} is not in the vocabulary of {}", token, model_.config.vocabulary);
-  prepare(batch, sink != nullptr);
+  prepare(batch, sink);
   const StepState state(compute_, model_, sink);
   embed(compute_, model_, batch.tokens, checkpoint(0));
-  std::size_t last = 0;
-  for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
-    const float* x = checkpoint(last);
-    if (sink != nullptr) ++last;
+  const std::size_t layers = model_.layers.size();
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    const float* x = checkpoint(layer);
     layer_forward(compute_, model_.config, model_.layers[layer], rows_of_.segments, rope_, rows_, x,
-                  activations_, checkpoint(last));
-    if (sink != nullptr && keeps_attention_ && layer + 1 < model_.layers.size())
-      keep_attention(layer);
+                  activations_, checkpoint(layer + 1));
+    if (keeps_ && layer + 1 < layers) kept_.keep(compute_, layer, activations_, x);
   }
   if (teacher_.model != nullptr) run_teacher(batch);
   LossSum sum;
-  head(batch, weight, sink != nullptr, checkpoint(last), sum);
+  head(batch, weight, sink != nullptr, checkpoint(layers), sum);
   if (!std::isfinite(sum.loss))
     return fail("the loss is not a finite number ({}); lower the learning rate or check the data",
                 sum.loss);

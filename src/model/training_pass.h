@@ -1,16 +1,16 @@
 // Loss and gradients of a batch of sequences: forward with one checkpoint per layer, cross-entropy
 // fused with the head, backward with each layer but the last recomputed. The default path also
-// keeps attention's inputs and output, in f16 (keys and values are f16 anyway); the f32 path
-// computes them again, so that its gradients are those of the numbers it computed.
+// keeps some of what the layers computed (kept_activations.h); the f32 path computes all again, so
+// that its gradients are those of the numbers it computed.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "base/result.h"
 #include "model/backward.h"
+#include "model/kept_activations.h"
 
 namespace trimpot {
 
@@ -39,10 +39,6 @@ struct Teacher {
   double weight = 1.0;
 };
 
-// Queries are kept as well where what learns takes little memory, at 16 bytes a value: half of the
-// weights' at most.
-bool keeps_queries(std::size_t learned_values, std::size_t weight_bytes);
-
 class TrainingPass {
  public:
   TrainingPass(Compute& compute, const Model& model, Teacher teacher = {},
@@ -50,14 +46,14 @@ class TrainingPass {
       : compute_(compute),
         model_(model),
         teacher_(teacher),
-        keeps_queries_(keeps_queries(learned_values, model.weight_bytes())) {}
+        choice_(Kept::choose(learned_values, model.weight_bytes())) {}
 
   // Adds up the loss; with a sink also the gradients of weight * (sum of losses).
   // Errors: a token outside the vocabulary, a loss that is not finite.
   Result<LossSum> run(const TrainingBatch& batch, float weight, const GradientSink* sink);
 
  private:
-  void prepare(const TrainingBatch& batch, bool with_gradients);
+  void prepare(const TrainingBatch& batch, const GradientSink* sink);
   // The teacher's hidden states after its last layer, in teacher_x_.
   void run_teacher(const TrainingBatch& batch);
   // Loss and gradient of one row of logits; `taught` are the teacher's, overwritten (null: none).
@@ -65,40 +61,30 @@ class TrainingPass {
                  int member, double& loss, std::uint8_t& correct);
   // Loss over learned rows; leaves d loss / d x (last layer's output) in dx_ when `gradients`.
   void head(const TrainingBatch& batch, float weight, bool gradients, const float* x, LossSum& sum);
-  // A kept array of a layer: its place in activations_ and in kept_attention_, [rows, width].
-  struct Kept {
-    float* values;
-    std::int64_t width;
-    f16* halves;
-  };
-  std::array<Kept, 4> kept(std::size_t layer);
-  std::int64_t kept_width() const;  // of all four
-  // Queries, keys, values, attention's output and log-sum-exp of a layer, from and to activations_;
-  // keys and values to the caches too.
-  void keep_attention(std::size_t layer);
-  void restore_attention(std::size_t layer);
   // layer_forward() once more, without the layer's output.
   void recompute(std::size_t layer);
   void backward(const GradientSink& sink);
+  // The input of a layer; of all but the last the same two in turns where they are kept in halves.
   float* checkpoint(std::size_t layer) {
-    return checkpoints_.data() + static_cast<std::int64_t>(layer) * rows_ * model_.config.hidden;
+    const auto place = static_cast<std::int64_t>(checkpoints_in_turns_ ? layer % 2 : layer);
+    return checkpoints_.data() + place * rows_ * model_.config.hidden;
   }
 
   Compute& compute_;
   const Model& model_;
   Teacher teacher_;
-  const bool keeps_queries_;
+  const Kept choice_;
   std::int64_t rows_ = 0;
   std::vector<KeyValues> caches_;  // one per sequence, reused by all layers
   Batch rows_of_;                  // tokens and segments
   RopeTable rope_;
   LayerActivations activations_;
-  AlignedBuffer<float> checkpoints_;  // [layers + 1, rows, hidden], or [1, rows, hidden]
-  bool keeps_attention_ = false;
-  AlignedBuffer<f16> kept_attention_;  // [layers - 1][out, k, v, q][rows, width]
-  AlignedBuffer<float> kept_sums_;     // log-sum-exp, [layers - 1, rows, heads]
-  AlignedBuffer<float> dx_;            // [rows, hidden]
-  AlignedBuffer<float> logits_;        // then a layer's gradients
+  AlignedBuffer<float> checkpoints_;  // [layers + 1 or 2, rows, hidden]
+  bool checkpoints_in_turns_ = false;
+  bool keeps_ = false;
+  KeptActivations kept_;         // of all layers but the last
+  AlignedBuffer<float> dx_;      // [rows, hidden]
+  AlignedBuffer<float> logits_;  // then a layer's gradients
   AlignedBuffer<float> labelled_x_, d_labelled_x_, d_normed_;
   std::vector<std::int64_t> labelled_rows_;
   std::vector<double> row_loss_;

@@ -122,22 +122,24 @@ std::int64_t shared_bytes(const std::vector<RunLinear>& linears, const FitOption
 }
 
 void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
-                const FitOptions& options, std::int64_t rows, std::int64_t forward_rows,
-                bool queries, Items& items) {
+                const FitOptions& options, std::int64_t rows, std::int64_t forward_rows, Kept kept,
+                Items& items) {
   const ModelConfig& c = shapes.config;
   const std::int64_t q = c.attention.q_width(), kv = c.attention.kv_width();
   const Precision precision = options.precision;
-  items.add("layer inputs",
-            sum(floats(product({c.layers + 1, rows}), c.hidden), floats(rows, c.hidden)),
-            fmt::format("{} x {} tokens x {} x 4 bytes, kept for the backward pass", c.layers + 1,
-                        rows, c.hidden));
-  const std::int64_t kept = q * (queries ? 2 : 1) + 2 * kv;
-  if (precision == Precision::kDefault)  // TrainingPass::keep_attention
-    items.add("attention's inputs and outputs",
-              sum(buffer(product({c.layers - 1, rows, kept, 2})),
-                  floats(product({c.layers - 1, rows}), c.attention.heads)),
-              fmt::format("{} x {} tokens x {} x 2 bytes, kept for the backward pass", c.layers - 1,
-                          rows, kept));
+  const std::int64_t inputs = kept.inputs ? 2 : c.layers + 1;
+  items.add("layer inputs", sum(floats(product({inputs, rows}), c.hidden), floats(rows, c.hidden)),
+            fmt::format("{} x {} tokens x {} x 4 bytes{}", inputs, rows, c.hidden,
+                        kept.inputs ? "" : ", kept for the backward pass"));
+  if (precision == Precision::kDefault) {
+    const KeptWidths widths = kept_widths(c, kept);
+    const std::int64_t all = product({c.layers - 1, rows});
+    items.add("layers' results",
+              sum(buffer(product({all, widths.halves, 2})),
+                  sum(buffer(product({all, widths.bytes})), floats(all, widths.floats))),
+              fmt::format("{} x {} tokens x {} bytes, kept for the backward pass", c.layers - 1,
+                          rows, 2 * widths.halves + widths.bytes + 4 * widths.floats));
+  }
   items.add(
       "one layer, forward", forward_bytes(c, linears, precision, forward_rows, kernels_are_tiled()),
       precision == Precision::kF32 ? "its activations" : "its activations and their int8 form");
@@ -150,6 +152,20 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
                            floats(rows, divide_up(widest, kRoundedBlock))));
   }
   if (bytes > 0) items.add("one layer, backward", bytes, "forms of its gradients");
+}
+
+// What TrainingPass keeps.
+Kept kept_by_pass(const SizeOptions& tuning, const std::vector<RunLinear>& linears,
+                  Precision precision, const TuningSize& size, std::int64_t weights) {
+  if (precision == Precision::kF32) return {};
+  Kept kept = Kept::choose(size.padded, static_cast<std::size_t>(weights));
+  kept.inputs = kept.feed_forward;
+  for (std::size_t index = 0; index < linears.size(); ++index) {  // takes_output()
+    const StoredMatrix& matrix = linears[index].matrix;
+    kept.inputs &= !tuning.method.starts_with("peqa") || !is_target(tuning.target_modules, index) ||
+                   !matrix.quantized() || matrix.groups > 1 || matrix.weak > 0;
+  }
+  return kept;
 }
 
 // Keys and values of `rows` tokens.
@@ -282,7 +298,7 @@ Result<Estimate> estimate(const Files& files, const FitOptions& options) {
   items.add("weights", weights, "as they are packed for the kernels");
   add_method(size, shapes, options, items);
   add_layers(shapes, linears, options, rows, most,
-             keeps_queries(size.padded, static_cast<std::size_t>(weights)), items);
+             kept_by_pass(options.tuning, linears, options.precision, size, weights), items);
   add_attention(shapes, linears, options, rows, items);
   add_head(shapes, options, most, items);
   if (files.teacher) add_teacher(*files.teacher, options, most, items);

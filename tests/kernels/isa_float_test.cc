@@ -333,5 +333,32 @@ TEST_P(IsaFloat, HalfPrecisionGivesTheSameBits) {
   for (const f16 value : out) EXPECT_TRUE(std::isnan(f16_to_f32(value)));
 }
 
+// Every number within half a step, or where a scale was rounded down, the largest within 2^-11 of
+// itself; the same bytes from all instruction sets; nothing beyond the last number is written.
+TEST_P(IsaFloat, BytesWithScales) {
+  for (const std::int64_t count : {1, 16, 31, 32, 33, 512, 576, 1000, 1536}) {
+    const std::int64_t blocks = (count + kByteBlock - 1) / kByteBlock;
+    Floats x = RandomStream(21).normals(count);
+    for (std::int64_t i = 0; i < count; ++i) x[i] *= std::exp2(static_cast<float>(i / 32 % 20 - 9));
+    if (count > 64) std::fill_n(x.begin() + 32, 32, 0.0f);
+    std::vector<std::int8_t> codes(blocks * kByteBlock), want(codes);
+    std::vector<f16> scales(blocks), want_scales(blocks);
+    GetParam()->narrow_int8(x.data(), count, codes.data(), scales.data());
+    kernels_by_name("scalar").value()->narrow_int8(x.data(), count, want.data(),
+                                                   want_scales.data());
+    EXPECT_EQ(codes, want) << count;
+    EXPECT_EQ(scales, want_scales) << count;
+    Floats back(count + 1, 7.0f);
+    GetParam()->widen_int8(codes.data(), scales.data(), count, back.data());
+    EXPECT_EQ(back[count], 7.0f);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float step = f16_to_f32(scales[i / kByteBlock]);
+      ASSERT_EQ(back[i], step * codes[i]);
+      ASSERT_LE(std::fabs(back[i] - x[i]), std::max(0.5001f * step, 0x1.1p-11f * std::fabs(x[i])))
+          << i << " of " << count;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace trimpot

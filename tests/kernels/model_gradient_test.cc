@@ -404,13 +404,13 @@ TEST_P(ModelGradient, DefaultPathPointsTheSameWay) {
 // Gradients of scales from the layers' outputs against those by products, which a low-rank path of
 // zeros brings back: it changes nothing else. Outputs taken from the residual have its rounding,
 // and q that was turned there and back that of two turns: less than the bound of whole passes. Keys
-// and values, and queries that were kept, were rounded to f16, 2^-11 of each; their sums cancel by
-// a few bits. Where a layer is
-// recomputed, o_proj saw attention rounded to f16, and some of its int8 codes stepped by one: so
-// much is missing from down_proj's output (0.9 % of a toy's largest gradient; 0.6 % of the default
-// model's, as vectors, at a cosine of 0.99997).
+// and values, and queries that were kept, were rounded to f16, 2^-11 of each, as the layers' inputs
+// of the other side were; their sums cancel by a few bits. Kept outputs of gate and up are off by
+// at most 1/254 of the largest of 32, and where a layer is recomputed, some int8 codes of o_proj's
+// input stepped by one: so much is missing from down_proj's output (0.9 % of a toy's largest
+// gradient; 0.6 % of the default model's, as vectors, at a cosine of 0.99997).
 TEST_P(ModelGradient, ScalesFromOutputs) {
-  constexpr double kHalf = 0x1p-8, kRecomputed = 0x1p-5;
+  constexpr double kHalf = 0x1p-7, kRecomputed = 0x1p-5;
   // Outputs in bf16 differ from the int8 products that the other gradients are of: by 2^-8 of each
   // term, some of which cancel.
   constexpr double kBf16 = 0x1p-6;
@@ -450,7 +450,7 @@ TEST_P(ModelGradient, ScalesFromOutputs) {
       ++layers_with_rows;
       const std::string name = linear_name(i) + " scales";
       const bool last = i + 7 >= model.linear_count();  // its results are still there
-      const bool recomputed = i % 7 == kDown && !last;
+      const bool recomputed = (i % 7 == kDown || i % 7 == kGate || i % 7 == kUp) && !last;
       const bool half = i % 7 == kK || i % 7 == kV || (i % 7 == kQ && !last);
       const double error = difference(got.at(name), want.at(name));
       EXPECT_LE(error, recomputed                        ? kRecomputed

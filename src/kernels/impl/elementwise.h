@@ -325,4 +325,55 @@ void narrow_f16(const float* from, std::int64_t count, f16* to) {
   for (; k < count; ++k) to[k] = f32_to_f16(from[k]);
 }
 
+// 16 blocks at a time: their scales are a vector.
+template <class S>
+void narrow_int8(const float* from, std::int64_t count, std::int8_t* to, f16* scales) {
+  constexpr std::int64_t kMany = 16 * kByteBlock;
+  const auto limit = S::set(127.0f), minus_limit = S::set(-127.0f);
+  for (std::int64_t begin = 0; begin < count; begin += kMany) {
+    const std::int64_t left = count - begin < kMany ? count - begin : kMany;
+    const std::int64_t blocks = (left + kByteBlock - 1) / kByteBlock;
+    const auto load = [&](std::int64_t i) {
+      const std::int64_t have = left - 16 * i;
+      const float* at = from + begin + 16 * i;
+      return have >= 16 ? S::load(at)
+             : have > 0 ? S::load_first(at, static_cast<int>(have))
+                        : S::zero();
+    };
+    typename S::F largest[16];
+    for (std::int64_t i = 0; i < 16; ++i)
+      largest[i] = i < blocks ? S::max(S::abs(load(2 * i)), S::abs(load(2 * i + 1))) : S::zero();
+    f16 halves[16];
+    S::store(halves, S::mul(S::highest_of_each(largest), S::set(1.0f / 127.0f)));
+    alignas(64) float scale[16];
+    S::store(scale, S::load(halves));
+    for (std::int64_t i = 0; i < blocks; ++i, to += kByteBlock) {
+      *scales++ = halves[i];
+      const auto inverse = S::set(scale[i] > 0.0f ? 1.0f / scale[i] : 0.0f);
+      const auto code = [&](std::int64_t half) {
+        return S::max(S::min(S::mul(load(2 * i + half), inverse), limit), minus_limit);
+      };
+      S::store_int8(to, code(0), code(1));
+    }
+  }
+}
+
+template <class S>
+void widen_int8(const std::int8_t* from, const f16* scales, std::int64_t count, float* to) {
+  constexpr std::int64_t kMany = 16 * kByteBlock;
+  for (std::int64_t begin = 0; begin < count; begin += kMany) {
+    const std::int64_t end = begin + kMany < count ? begin + kMany : count;
+    const auto blocks = static_cast<int>((end - begin + kByteBlock - 1) / kByteBlock);
+    alignas(64) float scale[16];
+    S::store(scale, S::load_first(scales + begin / kByteBlock, blocks));
+    for (std::int64_t k = begin; k < end; k += 16) {
+      const auto v = S::mul(S::load(from + k), S::set(scale[(k - begin) / kByteBlock]));
+      if (k + 16 <= end)
+        S::store(to + k, v);
+      else
+        S::store_first(to + k, v, static_cast<int>(end - k));
+    }
+  }
+}
+
 }  // namespace trimpot::impl

@@ -57,6 +57,8 @@ constexpr Kernels make_kernels() {
   k.widen_f16 = widen_f16<S>;
   k.scale_each = scale_each<S>;
   k.narrow_f16 = narrow_f16<S>;
+  k.narrow_int8 = narrow_int8<S>;
+  k.widen_int8 = widen_int8<S>;
   k.peak_f32 = {peak_f32<S>, 12 * 16};
   k.peak_int8 = {peak_int8<S>, 12 * 64};
   k.read_memory = read_memory<S>;

@@ -43,6 +43,13 @@ struct Avx2 {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))),
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8)))};
   }
+  static F load(const std::int8_t* from) {
+    const auto widen = [](const std::int8_t* eight) {
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight));
+      return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    };
+    return {widen(from), widen(from + 8)};
+  }
   static F load_bf16(const bf16* from) {
     const auto widen = [](const bf16* half) {
       const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(half));

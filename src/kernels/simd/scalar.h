@@ -60,6 +60,9 @@ struct Scalar {
   static F load(const f16* from) {
     return map([=](int i) { return f16_to_f32(from[i]); });
   }
+  static F load(const std::int8_t* from) {
+    return map([=](int i) { return static_cast<float>(from[i]); });
+  }
   static F load_bf16(const bf16* from) {
     return map([=](int i) { return bf16_to_f32(from[i]); });
   }
