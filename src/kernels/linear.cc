@@ -200,11 +200,23 @@ Plan make_plan(const Compute& compute, const LinearOutput& output, const Activat
   return plan;
 }
 
+// What these are added to, put where the sum goes just before the sum.
+void copy_base(const LinearOutput& output, Range tokens, Range pairs) {
+  constexpr std::int64_t kWidth = 2 * kTileRows;
+  const std::int64_t rows = output.linear.weight->rows();
+  const std::int64_t first = pairs.begin * kWidth,
+                     width = std::min(rows, pairs.end * kWidth) - first;
+  for (std::int64_t token = tokens.begin; token < tokens.end; ++token)
+    std::copy_n(output.base + token * rows + first, width, output.y + token * rows + first);
+}
+
 // These tokens and pairs of tiles of one layer: codes, then weak columns.
 void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan,
                   const Activations& activations, std::int64_t all_tokens, Range tokens,
-                  Range pairs, bool add, int member) {
+                  Range pairs, int member) {
   const std::int64_t rows = output.linear.weight->rows();
+  const bool add = output.base != nullptr;
+  if (add && output.base != output.y) copy_base(output, tokens, pairs);
   const LinearInput& x = plan.x;
   for (const Stretch& stretch : plan.stretches) {
     const MatrixView& w = stretch.codes;
@@ -426,7 +438,7 @@ LinearInput Activations::input(const LinearView& linear) const {
 }
 
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
-            std::span<const LinearOutput> outputs, bool add, std::span<const Upcoming> next) {
+            std::span<const LinearOutput> outputs, std::span<const Upcoming> next) {
   constexpr std::int64_t kMostTokensAhead = 8;
   std::vector<Plan> plans;
   plans.reserve(outputs.size());
@@ -444,7 +456,7 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
                         for_each_output(outputs, begin, end,
                                         [&](std::size_t i, std::int64_t from, std::int64_t to) {
                                           linear_pairs(compute, outputs[i], plans[i], x, tokens,
-                                                       {token, token_end}, {from, to}, add, member);
+                                                       {token, token_end}, {from, to}, member);
                                         });
                       });
   std::vector<LowRankRun> paths;

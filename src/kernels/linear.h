@@ -35,10 +35,12 @@ struct LinearRun {
   LinearView linear;
 };
 
-// A layer and where its output goes, [tokens, rows]. Without runs all rows go through `linear`.
+// A layer, where its output goes, [tokens, rows], and what that is added to. Without runs all rows
+// go through `linear`.
 struct LinearOutput {
   LinearView linear;
   float* y;
+  const float* base = nullptr;           // null: nothing; may be y
   std::span<const LinearRun> runs = {};  // together all rows, in order
 };
 
@@ -89,12 +91,11 @@ struct Upcoming {
   const Matrix* weak = nullptr;  // null: none
 };
 
-// y (+)= the layer's output, for several layers that share their input: one join for q, k, v.
+// y = base + the layer's output, for several layers that share their input: one join for q, k, v.
 // `next`: the layers of the next call; threads that wait for it bring what they will read of them
 // into their caches, if there are so few tokens that memory is what takes the time.
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
-            std::span<const LinearOutput> outputs, bool add = false,
-            std::span<const Upcoming> next = {});
+            std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {});
 
 // Receives d_scale and d_offset of whole tiles, [tile_end - tile_begin][groups][16], possibly from
 // several threads at once (never the same tile). d_offset is null for formats without zeros and

@@ -4,13 +4,6 @@
 
 namespace trimpot {
 
-void copy_rows(Compute& compute, const float* x, std::int64_t tokens, std::int64_t columns,
-               float* y) {
-  compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    std::copy_n(x + begin * columns, (end - begin) * columns, y + begin * columns);
-  });
-}
-
 void clear(Compute& compute, float* x, std::size_t count) {
   constexpr std::int64_t kPiece = 64 << 10;
   compute.team.for_each(

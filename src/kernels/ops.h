@@ -84,8 +84,6 @@ class Compute {
   AlignedBuffer<float> rounded_scales_;
 };
 
-void copy_rows(Compute& compute, const float* x, std::int64_t tokens, std::int64_t columns,
-               float* y);
 void clear(Compute& compute, float* x, std::size_t count);
 void rms_norm(Compute& compute, const float* x, const float* weight, std::int64_t tokens,
               std::int64_t columns, float eps, float* y, float* rstd);

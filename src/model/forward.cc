@@ -8,10 +8,9 @@ namespace {
 
 // Gives the layers that share an input the forms of it that they want, and runs them.
 void apply_linears(Compute& compute, Activations& x, std::int64_t rows,
-                   std::span<const LinearOutput> outputs, bool add = false,
-                   std::span<const Upcoming> next = {}) {
+                   std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {}) {
   x.prepare(compute, rows, outputs);
-  linear(compute, x, rows, outputs, add, next);
+  linear(compute, x, rows, outputs, next);
 }
 
 }  // namespace
@@ -87,7 +86,7 @@ void attention_inputs(Compute& compute, const ModelConfig& config, const LayerVi
   apply_linears(compute, a.attention_in, rows,
                 std::array{layer.output(kQ, a.q.data()), layer.output(kK, a.k.data()),
                            layer.output(kV, a.v.data())},
-                false, std::array{layer.upcoming(kO)});
+                std::array{layer.upcoming(kO)});
   rope.rotate(compute, config, rows, shape.heads, 1.0f, a.q.data());
   rope.rotate(compute, config, rows, shape.kv_heads, 1.0f, a.k.data());
   for (const Segment& segment : segments)
@@ -106,8 +105,7 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerV
 
 void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::int64_t rows, const float* x, LayerActivations& a) {
-  copy_rows(compute, x, rows, config.hidden, a.middle.data());
-  apply_linears(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data())}, true,
+  apply_linears(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data(), x)},
                 std::array{layer.upcoming(kGate), layer.upcoming(kUp)});
   rms_norm(compute, a.middle.data(), layer.weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
@@ -117,19 +115,17 @@ void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& 
                   std::int64_t rows, LayerActivations& a) {
   apply_linears(compute, a.feed_forward_in, rows,
                 std::array{layer.output(kGate, a.gate.data()), layer.output(kUp, a.up.data())},
-                false, std::array{layer.upcoming(kDown)});
+                std::array{layer.upcoming(kDown)});
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
 }
 
-void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
-                         std::int64_t rows, LayerActivations& a, float* y,
-                         std::span<const Upcoming> next) {
-  const LinearOutput down = layer.output(kDown, y);
+void feed_forward_output(Compute& compute, const LayerView& layer, std::int64_t rows,
+                         LayerActivations& a, float* y, std::span<const Upcoming> next) {
+  const LinearOutput down = layer.output(kDown, y, a.middle.data());
   a.feed_forward_out.prepare(compute, rows, {&down, 1});
   if (y == nullptr) return;
-  copy_rows(compute, a.middle.data(), rows, config.hidden, y);
-  linear(compute, a.feed_forward_out, rows, {&down, 1}, true, next);
+  linear(compute, a.feed_forward_out, rows, {&down, 1}, next);
 }
 
 void layer_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
@@ -138,7 +134,7 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerView&
   attention_forward(compute, config, layer, segments, rope, rows, x, a);
   attention_output(compute, config, layer, rows, x, a);
   feed_forward(compute, config, layer, rows, a);
-  feed_forward_output(compute, config, layer, rows, a, y, next);
+  feed_forward_output(compute, layer, rows, a, y, next);
 }
 
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x) {

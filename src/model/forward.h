@@ -62,8 +62,8 @@ struct LayerView {
   std::array<std::span<const LinearRun>, kLinearKinds.size()> runs{};
 
   LayerView(const LayerWeights& weights) : weights(weights) {}
-  LinearOutput output(LinearIndex kind, float* y) const {
-    return {weights.*kLinearKinds[kind].linear, y, runs[kind]};
+  LinearOutput output(LinearIndex kind, float* y, const float* base = nullptr) const {
+    return {weights.*kLinearKinds[kind].linear, y, base, runs[kind]};
   }
   Upcoming upcoming(LinearIndex kind) const {
     const Linear& linear = weights.*kLinearKinds[kind].linear;
@@ -94,9 +94,8 @@ void attention_output(Compute& compute, const ModelConfig& config, const LayerVi
                       std::int64_t rows, const float* x, LayerActivations& a);
 void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                   std::int64_t rows, LayerActivations& a);
-void feed_forward_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
-                         std::int64_t rows, LayerActivations& a, float* y,
-                         std::span<const Upcoming> next = {});
+void feed_forward_output(Compute& compute, const LayerView& layer, std::int64_t rows,
+                         LayerActivations& a, float* y, std::span<const Upcoming> next = {});
 
 // Rows of the embedding, [rows, hidden]. Token ids must be inside the vocabulary.
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x);

@@ -185,7 +185,7 @@ Status CalibrationRun::advance(const LayerWeights& weights) {
   for (std::size_t sample = 0; sample < samples_; ++sample) {
     TRIMPOT_TRY_VOID(fetch(sample, kHidden, activations_.middle.data()));
     TRIMPOT_TRY_VOID(fetch(sample, kFeedForwardOut, activations_.feed_forward_out.values()));
-    feed_forward_output(compute_, model_.config, weights, tokens_, activations_, x_.data());
+    feed_forward_output(compute_, weights, tokens_, activations_, x_.data());
     TRIMPOT_TRY_VOID(keep(sample, kHidden, x_.data()));
   }
   return {};

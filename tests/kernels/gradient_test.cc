@@ -150,13 +150,14 @@ TEST_P(Production, LinearsThatShareAnInput) {
   for (const Matrix* weight : {&a, &b, &c}) {
     together.push_back(random.normals(tokens * weight->rows()));
     alone.push_back(together.back());
-    linear(compute_, in, tokens, std::array<LinearOutput, 1>{{{*weight, alone.back().data()}}},
-           true);
+    float* y = alone.back().data();
+    linear(compute_, in, tokens, std::array<LinearOutput, 1>{{{*weight, y, y}}});
   }
+  const std::vector<std::vector<float>> base = together;
   linear(compute_, in, tokens,
-         std::array<LinearOutput, 3>{
-             {{a, together[0].data()}, {b, together[1].data()}, {c, together[2].data()}}},
-         true);
+         std::array<LinearOutput, 3>{{{a, together[0].data(), base[0].data()},
+                                      {b, together[1].data(), base[1].data()},
+                                      {c, together[2].data(), base[2].data()}}});
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(same_bits(together[i], alone[i]));
   int at = 0;
   for (const Matrix* weight : {&a, &b, &c})

@@ -136,7 +136,11 @@ std::vector<float> forward(Compute& compute, const Linear& linear_layer,
   const Activations in =
       activations(compute, x, linear_layer.columns, std::array<LinearView, 1>{linear_layer});
   std::vector<float> y(static_cast<std::size_t>(tokens * linear_layer.rows()), before);
-  linear(compute, in, tokens, std::array<LinearOutput, 1>{{{linear_layer, y.data()}}}, add);
+  // To what is there already, or to what lies elsewhere.
+  const std::vector<float> base = y;
+  if (add && tokens % 2 == 1) std::fill(y.begin(), y.end(), 7.0f);
+  const float* from = !add ? nullptr : tokens % 2 == 1 ? base.data() : y.data();
+  linear(compute, in, tokens, std::array<LinearOutput, 1>{{{linear_layer, y.data(), from}}});
   return y;
 }
 

@@ -37,8 +37,9 @@ class OutputGradient : public testing::TestWithParam<const Kernels*> {
       in.prepare(compute, tokens, reader);
       y.resize(d_y.size());
       linear(compute, in, tokens, std::array<LinearOutput, 1>{{{layer, y.data()}}});
-      added = base;
-      linear(compute, in, tokens, std::array<LinearOutput, 1>{{{layer, added.data()}}}, true);
+      added.resize(d_y.size());
+      linear(compute, in, tokens,
+             std::array<LinearOutput, 1>{{{layer, added.data(), base.data()}}});
     }
     ScaleGradients gradients(Compute& compute, const KnownOutput& output) const {
       const Matrix& weight = layer.weight;
