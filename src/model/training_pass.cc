@@ -9,6 +9,25 @@ namespace {
 
 constexpr std::int64_t kLogitBytes = 12 << 20;  // logits that are in memory at a time
 
+// The first channel of a layer's input that its gradients read: where nothing but weak columns
+// behind the others learns, theirs.
+std::int64_t first_read(const Linear& linear, const LinearSink& sink) {
+  const bool all = sink.scales || sink.weight != nullptr || sink.low_rank_a != nullptr ||
+                   sink.low_rank_b != nullptr || linear.weak_columns != nullptr;
+  return all ? 0 : linear.weight.columns();
+}
+
+// The feed-forward's output from this channel on.
+void swiglu_from(Compute& compute, std::int64_t first, std::int64_t rows, const ModelConfig& config,
+                 LayerActivations& a) {
+  const std::int64_t width = config.feed_forward;
+  compute.team.for_each(rows, 16, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t at = begin * width + first; at < end * width; at += width)
+      compute.kernels.swiglu(a.gate.data() + at, a.up.data() + at, width - first,
+                             a.feed_forward_out.values() + at);
+  });
+}
+
 // What operations have to know of a step, while it runs.
 class StepState {
  public:
@@ -190,7 +209,7 @@ void TrainingPass::head(const TrainingBatch& batch, float weight, bool gradients
   sum.count += labelled;
 }
 
-void TrainingPass::recompute(std::size_t layer) {
+void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
   const ModelConfig& config = model_.config;
   const LayerWeights& weights = model_.layers[layer];
   float* x = checkpoint(layer);
@@ -221,8 +240,8 @@ void TrainingPass::recompute(std::size_t layer) {
   if (kept.feed_forward) {
     a.feed_forward_in.prepare(
         compute_, rows_, std::array{view.output(kGate, nullptr), view.output(kUp, nullptr)}, false);
-    swiglu(compute_, a.gate.data(), a.up.data(), rows_, config.feed_forward,
-           a.feed_forward_out.values());
+    const std::size_t down = layer * kLinearKinds.size() + kDown;
+    swiglu_from(compute_, first_read(weights.down_proj, sink.of(down)), rows_, config, a);
   } else {
     feed_forward(compute_, config, view, rows_, a);
   }
@@ -233,7 +252,7 @@ void TrainingPass::backward(const GradientSink& sink) {
   const LayerGradients gradients(model_.config, rows_, logits_.data());
   for (std::size_t layer = model_.layers.size(); layer-- > 0;) {
     const LayerWeights& weights = model_.layers[layer];
-    if (layer + 1 < model_.layers.size()) recompute(layer);
+    if (layer + 1 < model_.layers.size()) recompute(layer, sink);
     layer_backward(compute_, model_.config, weights, layer, rows_of_.segments, rope_, rows_,
                    checkpoint(layer), checkpoint(layer + 1), activations_, gradients, sink,
                    dx_.data());

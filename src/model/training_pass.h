@@ -62,7 +62,7 @@ class TrainingPass {
   // Loss over learned rows; leaves d loss / d x (last layer's output) in dx_ when `gradients`.
   void head(const TrainingBatch& batch, float weight, bool gradients, const float* x, LossSum& sum);
   // layer_forward() once more, without the layer's output.
-  void recompute(std::size_t layer);
+  void recompute(std::size_t layer, const GradientSink& sink);
   void backward(const GradientSink& sink);
   // The input of a layer; of all but the last the same two in turns where they are kept in halves.
   float* checkpoint(std::size_t layer) {
