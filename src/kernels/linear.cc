@@ -20,10 +20,6 @@ std::int64_t grain_for(const Compute& compute, std::int64_t count) {
   return std::max<std::int64_t>(1, count / (compute.team.size() * 8));
 }
 
-bool uses_int8(const Compute& compute, const Matrix& weight) {
-  return compute.precision == Precision::kDefault && weight.quantized();
-}
-
 struct Range {
   std::int64_t begin, end;
   Range within(std::int64_t least, std::int64_t most) const {
@@ -149,12 +145,6 @@ void plan_codes(const LinearOutput& output, std::int64_t tokens, Plan& plan) {
     plan.of_token.insert(plan.of_token.end(), static_cast<std::size_t>(stretch.end - stretch.begin),
                          numbers_of(stretch.codes));
   }
-}
-
-// Whether the weak columns are the input's last ones, right behind the others.
-bool weak_follows(const LinearView& linear) {
-  return linear.weak != nullptr && linear.weak_columns == nullptr &&
-         linear.weight_columns == nullptr && linear.weak->view().storage != Storage::kBF16;
 }
 
 bool same_weak(const LinearView& a, const LinearView& b) {
@@ -308,134 +298,6 @@ void read_ahead(Compute& compute, std::span<const Upcoming> next, int member) {
 }
 
 }  // namespace
-
-void gather_columns(Compute& compute, const float* x, std::int64_t width, std::int64_t tokens,
-                    std::span<const std::int32_t> columns, float* out) {
-  const auto count = static_cast<std::int64_t>(columns.size());
-  compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t token = begin; token < end; ++token)
-#pragma GCC unroll 8
-      for (std::int64_t i = 0; i < count; ++i)
-        out[token * count + i] = x[token * width + columns[static_cast<std::size_t>(i)]];
-  });
-}
-
-void scatter_add_columns(Compute& compute, const float* x, std::int64_t tokens,
-                         std::span<const std::int32_t> columns, float* out, std::int64_t width) {
-  const auto count = static_cast<std::int64_t>(columns.size());
-  compute.team.for_each(tokens, 32, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t token = begin; token < end; ++token)
-      for (std::int64_t i = 0; i < count; ++i)
-        out[token * width + columns[static_cast<std::size_t>(i)]] += x[token * count + i];
-  });
-}
-
-void Activations::allocate(std::int64_t tokens, std::int64_t columns, Arena* arena) {
-  arena_ = arena;
-  columns_ = columns;
-  values_.reserve(tokens * columns, arena);
-  used_ = 0;
-}
-
-const Activations::Form* Activations::find(const std::vector<std::int32_t>* columns,
-                                           std::int64_t count) const {
-  for (std::size_t i = 0; i < used_; ++i)
-    if (forms_[i].columns == columns && forms_[i].count == count) return &forms_[i];
-  return nullptr;
-}
-
-Activations::Form& Activations::form_of(const std::vector<std::int32_t>* columns,
-                                        std::int64_t count) {
-  if (const Form* found = find(columns, count)) return *const_cast<Form*>(found);
-  if (forms_.size() == used_) forms_.emplace_back();
-  Form& form = forms_[used_++];
-  form.columns = columns;
-  form.count = count;
-  form.wants_int8 = form.wants_rounded = false;
-  form.weak = 0;
-  return form;
-}
-
-void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const {
-  const float* from = values_.data();
-  std::int64_t stride = columns_;
-  if (form.columns != nullptr) {
-    form.gathered.reserve(tokens * form.count, arena_);
-    gather_columns(compute, from, columns_, tokens, *form.columns, form.gathered.data());
-    from = form.gathered.data();
-    stride = form.count;
-  }
-  if (form.wants_rounded) {
-    const std::int64_t weak = even(form.weak);
-    const std::int64_t row = rounded_stride(even(form.count) + 2 * weak);
-    form.tiles_or_halves.reserve(tokens * row * sizeof(std::int16_t), arena_);
-    form.rounded = {reinterpret_cast<std::int16_t*>(form.tiles_or_halves.data()), row};
-    compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t token = begin; token < end; ++token) {
-        const float* x = from + token * stride;
-        std::int16_t* to = form.rounded.codes + token * row;
-        compute.kernels.round_row(x, form.count, to, nullptr);
-        if (weak == 0) continue;
-        std::int16_t* twice = to + even(form.count);
-        compute.kernels.round_row(x + form.count, form.weak, twice, nullptr);
-        std::copy_n(twice, weak, twice + weak);
-      }
-    });
-  }
-  if (!form.wants_int8) return;
-  const std::int64_t blocks = divide_up(form.count, kChunkColumns);
-  form.blocks.reserve(tokens * blocks, arena_);
-  form.int8 = {form.blocks.data(), blocks};
-  if (compute.kernels.tiled && tokens >= kTiledTokens && !rounds_inputs(compute)) {
-    form.tiles_or_halves.reserve(divide_up(tokens, kTiledTokens) * blocks * sizeof(Int8Tile),
-                                 arena_);
-    form.int8.tiles = reinterpret_cast<Int8Tile*>(form.tiles_or_halves.data());
-  }
-  compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    compute.kernels.quantize(from, stride, form.count, begin, end, form.int8);
-  });
-}
-
-void Activations::note(const Compute& compute, const LinearView& reader, bool multiplied) {
-  Form& form = form_of(reader.weight_columns, reader.weight->columns());
-  const bool rounded = multiplied && rounds_inputs(compute);
-  if (uses_int8(compute, *reader.weight)) {
-    form.wants_rounded |= rounded;
-    if (weak_follows(reader)) form.weak = reader.weak->columns();
-    form.wants_int8 |= (multiplied && !rounded) || compute.wants_int8;
-  }
-  if (reader.weak != nullptr && reader.weak_columns != nullptr)
-    form_of(reader.weak_columns, reader.weak->columns());
-}
-
-void Activations::prepare(Compute& compute, std::int64_t tokens,
-                          std::span<const LinearOutput> readers, bool multiplied) {
-  used_ = 0;
-  for (const LinearOutput& reader : readers) {
-    note(compute, reader.linear, multiplied);
-    for (const LinearRun& run : reader.runs) note(compute, run.linear, multiplied);
-  }
-  for (std::size_t i = 0; i < used_; ++i) fill(compute, tokens, forms_[i]);
-}
-
-LinearInput Activations::input(const LinearView& linear) const {
-  LinearInput input;
-  const Form* form = find(linear.weight_columns, linear.weight->columns());
-  const bool gathered = linear.weight_columns != nullptr;
-  input.values = gathered ? form->gathered.data() : values_.data();
-  input.stride = gathered ? form->count : columns_;
-  input.int8 = form->int8;
-  input.rounded = form->rounded;
-  if (linear.weak == nullptr) return input;
-  if (linear.weak_columns != nullptr) {
-    input.weak = find(linear.weak_columns, linear.weak->columns())->gathered.data();
-    input.weak_stride = linear.weak->columns();
-  } else {
-    input.weak = values_.data() + linear.weight->columns();
-    input.weak_stride = columns_;
-  }
-  return input;
-}
 
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, std::span<const Upcoming> next) {

@@ -131,6 +131,11 @@ void linear_backward(Compute& compute, const LinearView& linear, const Activatio
                      const float* dy, std::int64_t tokens, const LinearSink& sink, float* dx,
                      bool add, const KnownOutput& y = {});
 
+// Whether products with this weight are of int8 activations, unless rounds_inputs().
+bool uses_int8(const Compute& compute, const Matrix& weight);
+// Whether the weak columns are the input's last ones, right behind the others.
+bool weak_follows(const LinearView& linear);
+
 // What is a product of rounded numbers (RoundedView) on this path: input gradients;
 bool rounds_gradients(const Compute& compute);
 // those of a layer with this weight, of bytes (RoundedBytes);
