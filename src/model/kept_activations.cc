@@ -12,17 +12,22 @@ std::int64_t byte_blocks(std::int64_t width) { return divide_up(width, kByteBloc
 
 }  // namespace
 
-Kept Kept::choose(std::size_t learned_values, std::size_t weight_bytes) {
-  return {.queries = learned_values <= weight_bytes / 128,
-          .feed_forward = learned_values <= weight_bytes / 32};
+Kept Kept::choose(std::size_t learned_values, std::size_t weight_bytes, bool quantized,
+                  bool of_outputs) {
+  if (!quantized) return {.queries = learned_values <= weight_bytes / 32};
+  const bool feed_forward = learned_values <= weight_bytes / 32;
+  return {.bytes = true,
+          .queries = learned_values <= weight_bytes / 128,
+          .feed_forward = feed_forward,
+          .inputs = feed_forward && !of_outputs};
 }
 
 KeptWidths kept_widths(const ModelConfig& config, Kept kept) {
   const AttentionShape& shape = config.attention;
-  const std::int64_t blocks =
-      byte_blocks(shape.q_width()) + (kept.feed_forward ? 2 * byte_blocks(config.feed_forward) : 0);
-  return {.halves = (kept.queries ? shape.q_width() : 0) + 2 * shape.kv_width() +
-                    (kept.inputs ? config.hidden : 0) + blocks,
+  const std::int64_t blocks = (kept.bytes ? byte_blocks(shape.q_width()) : 0) +
+                              (kept.feed_forward ? 2 * byte_blocks(config.feed_forward) : 0);
+  return {.halves = shape.q_width() * ((kept.queries ? 1 : 0) + (kept.bytes ? 0 : 1)) +
+                    2 * shape.kv_width() + (kept.inputs ? config.hidden : 0) + blocks,
           .bytes = blocks * kByteBlock,
           .floats = shape.heads + (kept.inputs ? 1 : 0)};
 }
@@ -70,7 +75,10 @@ void KeptActivations::keep(Compute& compute, std::size_t layer, const LayerActiv
         k.narrow_int8(from, width, std::exchange(to.bytes, to.bytes + blocks * kByteBlock),
                       std::exchange(to.halves, to.halves + blocks));
       };
-      bytes(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
+      if (kept_.bytes)
+        bytes(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
+      else
+        half(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
       half(a.k.data() + i * kv_width, kv_width);
       half(a.v.data() + i * kv_width, kv_width);
       if (kept_.queries) half(a.q.data() + i * shape_.q_width(), shape_.q_width());
@@ -102,7 +110,10 @@ void KeptActivations::restore(Compute& compute, std::size_t layer, LayerActivati
         k.widen_int8(std::exchange(from.bytes, from.bytes + blocks * kByteBlock),
                      std::exchange(from.halves, from.halves + blocks), width, to);
       };
-      bytes(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
+      if (kept_.bytes)
+        bytes(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
+      else
+        half(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
       half(a.k.data() + i * kv_width, kv_width);
       half(a.v.data() + i * kv_width, kv_width);
       if (kept_.queries) half(a.q.data() + i * shape_.q_width(), shape_.q_width());

@@ -8,16 +8,20 @@
 
 namespace trimpot {
 
-// Beside keys and values, in f16 as they are multiplied anyway, and attention's output in int8
-// blocks of 32, as its product has it.
+// Beside keys and values, in f16 as they are multiplied anyway, and attention's output.
 struct Kept {
-  bool queries = false;       // f16; a tenth of the forward's products
+  bool bytes = false;    // attention's output in int8 blocks of 32, as products with codes have
+                         // it, instead of f16
+  bool queries = false;  // f16; a tenth of the forward's products
   bool feed_forward = false;  // gate and up, int8 in blocks of 32; half of the products
   bool inputs = false;        // the layer's input, normed, in f16
 
   // The more, the less memory what learns takes, at 16 bytes a value. Gate and up come first: of
-  // 135 M weights they save 0.65 G multiply-adds per MB, queries 0.3.
-  static Kept choose(std::size_t learned_values, std::size_t weight_bytes);
+  // 135 M weights they save 0.65 G multiply-adds per MB, queries 0.3. `quantized`: all linear
+  // layers are; others see numbers in full, and no bytes. `of_outputs`: gradients come from outputs
+  // (takes_output()), which are differences of layers' inputs.
+  static Kept choose(std::size_t learned_values, std::size_t weight_bytes, bool quantized,
+                     bool of_outputs);
 };
 
 // Numbers of each kind, of a row and layer.

@@ -85,12 +85,13 @@ void TrainingPass::prepare(const TrainingBatch& batch, const GradientSink* sink)
   const std::size_t layers = model_.layers.size();
   keeps_ = sink != nullptr && compute_.precision == Precision::kDefault;
   if (keeps_) {
-    Kept kept = choice_;
-    // Outputs from which gradients are taken are differences of layers' inputs.
-    kept.inputs = kept.feed_forward;
-    for (std::size_t i = 0; i < model_.linear_count(); ++i)
-      kept.inputs &= !takes_output(compute_, model_.linear(i), sink->of(i));
-    kept_.allocate(config, rows_, static_cast<std::int64_t>(layers) - 1, kept);
+    bool quantized = true, of_outputs = false;
+    for (std::size_t i = 0; i < model_.linear_count(); ++i) {
+      quantized &= model_.linear(i).weight.quantized();
+      of_outputs |= takes_output(compute_, model_.linear(i), sink->of(i));
+    }
+    kept_.allocate(config, rows_, static_cast<std::int64_t>(layers) - 1,
+                   Kept::choose(learned_values_, model_.weight_bytes(), quantized, of_outputs));
   }
   checkpoints_in_turns_ = sink == nullptr || (keeps_ && kept_.kept().inputs);
   const auto checkpoints = static_cast<std::int64_t>(

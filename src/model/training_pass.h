@@ -43,10 +43,7 @@ class TrainingPass {
  public:
   TrainingPass(Compute& compute, const Model& model, Teacher teacher = {},
                std::size_t learned_values = 0)
-      : compute_(compute),
-        model_(model),
-        teacher_(teacher),
-        choice_(Kept::choose(learned_values, model.weight_bytes())) {}
+      : compute_(compute), model_(model), teacher_(teacher), learned_values_(learned_values) {}
 
   // Adds up the loss; with a sink also the gradients of weight * (sum of losses).
   // Errors: a token outside the vocabulary, a loss that is not finite.
@@ -73,7 +70,7 @@ class TrainingPass {
   Compute& compute_;
   const Model& model_;
   Teacher teacher_;
-  const Kept choice_;
+  const std::size_t learned_values_;
   std::int64_t rows_ = 0;
   std::vector<KeyValues> caches_;  // one per sequence, reused by all layers
   Batch rows_of_;                  // tokens and segments

@@ -158,14 +158,14 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
 Kept kept_by_pass(const SizeOptions& tuning, const std::vector<RunLinear>& linears,
                   Precision precision, const TuningSize& size, std::int64_t weights) {
   if (precision == Precision::kF32) return {};
-  Kept kept = Kept::choose(size.padded, static_cast<std::size_t>(weights));
-  kept.inputs = kept.feed_forward;
-  for (std::size_t index = 0; index < linears.size(); ++index) {  // takes_output()
+  bool quantized = true, of_outputs = false;
+  for (std::size_t index = 0; index < linears.size(); ++index) {
     const StoredMatrix& matrix = linears[index].matrix;
-    kept.inputs &= !tuning.method.starts_with("peqa") || !is_target(tuning.target_modules, index) ||
-                   !matrix.quantized() || matrix.groups > 1 || matrix.weak > 0;
+    quantized &= matrix.quantized();
+    of_outputs |= tuning.method.starts_with("peqa") && is_target(tuning.target_modules, index) &&
+                  matrix.quantized() && matrix.groups == 1 && matrix.weak == 0;
   }
-  return kept;
+  return Kept::choose(size.padded, static_cast<std::size_t>(weights), quantized, of_outputs);
 }
 
 // Keys and values of `rows` tokens.

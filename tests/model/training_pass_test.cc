@@ -114,10 +114,12 @@ INSTANTIATE_TEST_SUITE_P(All, Pass, testing::ValuesIn(pass_setups()), [](const a
 // attention's output, gate and up to 1/254 of the largest of 32, and their products with each other
 // and with gradients to twice that. The f32 path keeps nothing.
 TEST_P(Pass, KeptOrComputedAgain) {
-  EXPECT_TRUE(Kept::choose(250, 32000).queries);
-  EXPECT_FALSE(Kept::choose(251, 32000).queries);
-  EXPECT_TRUE(Kept::choose(1000, 32000).feed_forward);
-  EXPECT_FALSE(Kept::choose(1001, 32000).feed_forward);
+  EXPECT_TRUE(Kept::choose(250, 32000, true, false).queries);
+  EXPECT_FALSE(Kept::choose(251, 32000, true, false).queries);
+  EXPECT_TRUE(Kept::choose(1000, 32000, true, false).feed_forward);
+  EXPECT_FALSE(Kept::choose(1001, 32000, true, false).feed_forward);
+  EXPECT_FALSE(Kept::choose(0, 32000, true, true).inputs);
+  EXPECT_FALSE(Kept::choose(0, 32000, false, false).bytes);
   const TrainingBatch batch = random_batch({5, 70}, 3);
   Compute compute = make_compute(2);
   TrainingPass keeping(compute, *model_), computing(compute, *model_, {}, model_->weight_bytes());
