@@ -120,6 +120,8 @@ struct PeakLoop {
   std::int64_t macs_per_round = 0;
 };
 
+// Numbers that share a scale in narrow_int8(): as many as int8 activations have, so that what a
+// product saw of them is what it sees again.
 inline constexpr std::int64_t kByteBlock = 32;
 
 struct Kernels {

@@ -30,10 +30,10 @@ void rms_norm_backward(Compute& compute, const float* dy, const float* x, const 
 }
 
 void swiglu(Compute& compute, const float* gate, const float* up, std::int64_t tokens,
-            std::int64_t columns, float* out) {
+            std::int64_t columns, float* out, std::int64_t first) {
   compute.team.for_each(tokens, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    compute.kernels.swiglu(gate + begin * columns, up + begin * columns, (end - begin) * columns,
-                           out + begin * columns);
+    for (std::int64_t at = begin * columns + first; at < end * columns; at += columns)
+      compute.kernels.swiglu(gate + at, up + at, columns - first, out + at);
   });
 }
 

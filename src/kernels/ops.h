@@ -89,8 +89,9 @@ void rms_norm(Compute& compute, const float* x, const float* weight, std::int64_
               std::int64_t columns, float eps, float* y, float* rstd);
 void rms_norm_backward(Compute& compute, const float* dy, const float* x, const float* weight,
                        const float* rstd, std::int64_t tokens, std::int64_t columns, float* dx);
+// Of each token the columns from `first` on.
 void swiglu(Compute& compute, const float* gate, const float* up, std::int64_t tokens,
-            std::int64_t columns, float* out);
+            std::int64_t columns, float* out, std::int64_t first = 0);
 // d_gate comes with the gradient of swiglu's output, which it replaces.
 void swiglu_backward(Compute& compute, const float* gate, const float* up, std::int64_t tokens,
                      std::int64_t columns, float* d_gate, float* d_up);

@@ -59,10 +59,30 @@ void KeptActivations::allocate(const ModelConfig& config, std::int64_t rows, std
   floats_.reserve(layers * rows * widths_.floats);
 }
 
+// Calls half(values, width) and bytes(values, width) for what is kept of row i of `a`, in the order
+// in which it lies.
+template <typename LayerResults, typename Half, typename Bytes>
+void KeptActivations::for_each_part(LayerResults& a, std::int64_t i, Half&& half,
+                                    Bytes&& bytes) const {
+  const auto use = [i](auto&& form, auto* values, std::int64_t width) {
+    form(values + i * width, width);
+  };
+  const std::int64_t q_width = shape_.q_width(), kv_width = shape_.kv_width();
+  if (kept_.bytes)
+    use(bytes, a.attention_out.values(), q_width);
+  else
+    use(half, a.attention_out.values(), q_width);
+  use(half, a.k.data(), kv_width);
+  use(half, a.v.data(), kv_width);
+  if (kept_.queries) use(half, a.q.data(), q_width);
+  if (!kept_.feed_forward) return;
+  use(bytes, a.gate.data(), feed_forward_);
+  use(bytes, a.up.data(), feed_forward_);
+}
+
 void KeptActivations::keep(Compute& compute, std::size_t layer, const LayerActivations& a,
                            const float* x) {
   const Kernels& k = compute.kernels;
-  const std::int64_t kv_width = shape_.kv_width();
   compute.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int member) {
     float* normed = compute.scratch(member, static_cast<std::size_t>(hidden_));
     for (std::int64_t i = begin; i < end; ++i) {
@@ -75,22 +95,13 @@ void KeptActivations::keep(Compute& compute, std::size_t layer, const LayerActiv
         k.narrow_int8(from, width, std::exchange(to.bytes, to.bytes + blocks * kByteBlock),
                       std::exchange(to.halves, to.halves + blocks));
       };
-      if (kept_.bytes)
-        bytes(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
-      else
-        half(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
-      half(a.k.data() + i * kv_width, kv_width);
-      half(a.v.data() + i * kv_width, kv_width);
-      if (kept_.queries) half(a.q.data() + i * shape_.q_width(), shape_.q_width());
+      for_each_part(a, i, half, bytes);
       to.floats = std::copy_n(a.log_sum_exp.data() + i * shape_.heads, shape_.heads, to.floats);
-      if (kept_.inputs) {  // normed: as they are, some models' pass 65504
-        const float rstd = *to.floats = a.attention_rstd.data()[i];
-        k.scale(x + i * hidden_, hidden_, rstd, normed);
-        half(normed, hidden_);
-      }
-      if (!kept_.feed_forward) continue;
-      bytes(a.gate.data() + i * feed_forward_, feed_forward_);
-      bytes(a.up.data() + i * feed_forward_, feed_forward_);
+      if (!kept_.inputs) continue;
+      // Normed: as they are, some models' pass 65504.
+      const float rstd = *to.floats = a.attention_rstd.data()[i];
+      k.scale(x + i * hidden_, hidden_, rstd, normed);
+      half(normed, hidden_);
     }
   });
 }
@@ -98,7 +109,6 @@ void KeptActivations::keep(Compute& compute, std::size_t layer, const LayerActiv
 void KeptActivations::restore(Compute& compute, std::size_t layer, LayerActivations& a,
                               float* x) const {
   const Kernels& k = compute.kernels;
-  const std::int64_t kv_width = shape_.kv_width();
   compute.team.for_each(rows_, 32, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
       Row from = row(layer, i);
@@ -110,21 +120,11 @@ void KeptActivations::restore(Compute& compute, std::size_t layer, LayerActivati
         k.widen_int8(std::exchange(from.bytes, from.bytes + blocks * kByteBlock),
                      std::exchange(from.halves, from.halves + blocks), width, to);
       };
-      if (kept_.bytes)
-        bytes(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
-      else
-        half(a.attention_out.values() + i * shape_.q_width(), shape_.q_width());
-      half(a.k.data() + i * kv_width, kv_width);
-      half(a.v.data() + i * kv_width, kv_width);
-      if (kept_.queries) half(a.q.data() + i * shape_.q_width(), shape_.q_width());
+      for_each_part(a, i, half, bytes);
       std::copy_n(from.floats, shape_.heads, a.log_sum_exp.data() + i * shape_.heads);
-      if (kept_.inputs) {
-        half(x + i * hidden_, hidden_);
-        k.scale(x + i * hidden_, hidden_, 1.0f / from.floats[shape_.heads], x + i * hidden_);
-      }
-      if (!kept_.feed_forward) continue;
-      bytes(a.gate.data() + i * feed_forward_, feed_forward_);
-      bytes(a.up.data() + i * feed_forward_, feed_forward_);
+      if (!kept_.inputs) continue;
+      half(x + i * hidden_, hidden_);
+      k.scale(x + i * hidden_, hidden_, 1.0f / from.floats[shape_.heads], x + i * hidden_);
     }
   });
 }

@@ -42,6 +42,8 @@ class KeptActivations {
  private:
   struct Row;
   Row row(std::size_t layer, std::int64_t row) const;
+  template <typename LayerResults, typename Half, typename Bytes>
+  void for_each_part(LayerResults& a, std::int64_t i, Half&& half, Bytes&& bytes) const;
 
   Kept kept_;
   std::int64_t rows_ = 0;

@@ -71,12 +71,13 @@ Status Decoder::step(std::span<const Turn> turns, float* logits) {
   x_.reserve(static_cast<std::size_t>(rows * config.hidden));
   rope_.fill(model_, batch);
   embed(compute_, model_, batch.tokens, x_.data());
+  std::vector<Upcoming> next;
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
     for (std::size_t i = 0; i < turns.size(); ++i)
       batch.segments[i].cache = &turns[i].sequence->caches_[layer];
     const LayerView view =
         runs.empty() ? LayerView(model_.layers[layer]) : layer_runs_.view(model_, layer, runs);
-    std::vector<Upcoming> next;
+    next.clear();
     if (layer + 1 < model_.layers.size())
       for (const LinearIndex kind : {kQ, kK, kV})
         next.push_back(LayerView(model_.layers[layer + 1]).upcoming(kind));

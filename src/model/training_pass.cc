@@ -17,17 +17,6 @@ std::int64_t first_read(const Linear& linear, const LinearSink& sink) {
   return all ? 0 : linear.weight.columns();
 }
 
-// The feed-forward's output from this channel on.
-void swiglu_from(Compute& compute, std::int64_t first, std::int64_t rows, const ModelConfig& config,
-                 LayerActivations& a) {
-  const std::int64_t width = config.feed_forward;
-  compute.team.for_each(rows, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t at = begin * width + first; at < end * width; at += width)
-      compute.kernels.swiglu(a.gate.data() + at, a.up.data() + at, width - first,
-                             a.feed_forward_out.values() + at);
-  });
-}
-
 // What operations have to know of a step, while it runs.
 class StepState {
  public:
@@ -83,8 +72,8 @@ void TrainingPass::prepare(const TrainingBatch& batch, const GradientSink* sink)
   rope_.fill(model_, rows_of_);
   activations_.allocate(config, rows_);
   const std::size_t layers = model_.layers.size();
-  keeps_ = sink != nullptr && compute_.precision == Precision::kDefault;
-  if (keeps_) {
+  keeps_results_ = sink != nullptr && compute_.precision == Precision::kDefault;
+  if (keeps_results_) {
     bool quantized = true, of_outputs = false;
     for (std::size_t i = 0; i < model_.linear_count(); ++i) {
       quantized &= model_.linear(i).weight.quantized();
@@ -93,7 +82,7 @@ void TrainingPass::prepare(const TrainingBatch& batch, const GradientSink* sink)
     kept_.allocate(config, rows_, static_cast<std::int64_t>(layers) - 1,
                    Kept::choose(learned_values_, model_.weight_bytes(), quantized, of_outputs));
   }
-  checkpoints_in_turns_ = sink == nullptr || (keeps_ && kept_.kept().inputs);
+  checkpoints_in_turns_ = sink == nullptr || (keeps_results_ && kept_.kept().inputs);
   const auto checkpoints = static_cast<std::int64_t>(
       checkpoints_in_turns_ ? std::min<std::size_t>(2, layers + 1) : layers + 1);
   checkpoints_.reserve(checkpoints * rows_ * config.hidden);
@@ -214,7 +203,7 @@ void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
   const ModelConfig& config = model_.config;
   const LayerWeights& weights = model_.layers[layer];
   float* x = checkpoint(layer);
-  if (!keeps_) {
+  if (!keeps_results_) {
     layer_forward(compute_, config, weights, rows_of_.segments, rope_, rows_, x, activations_,
                   nullptr);
     return;
@@ -242,7 +231,8 @@ void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
     a.feed_forward_in.prepare(
         compute_, rows_, std::array{view.output(kGate, nullptr), view.output(kUp, nullptr)}, false);
     const std::size_t down = layer * kLinearKinds.size() + kDown;
-    swiglu_from(compute_, first_read(weights.down_proj, sink.of(down)), rows_, config, a);
+    swiglu(compute_, a.gate.data(), a.up.data(), rows_, config.feed_forward,
+           a.feed_forward_out.values(), first_read(weights.down_proj, sink.of(down)));
   } else {
     feed_forward(compute_, config, view, rows_, a);
   }
@@ -273,7 +263,7 @@ Result<LossSum> TrainingPass::run(const TrainingBatch& batch, float weight,
     const float* x = checkpoint(layer);
     layer_forward(compute_, model_.config, model_.layers[layer], rows_of_.segments, rope_, rows_, x,
                   activations_, checkpoint(layer + 1));
-    if (keeps_ && layer + 1 < layers) kept_.keep(compute_, layer, activations_, x);
+    if (keeps_results_ && layer + 1 < layers) kept_.keep(compute_, layer, activations_, x);
   }
   if (teacher_.model != nullptr) run_teacher(batch);
   LossSum sum;

@@ -61,7 +61,8 @@ class TrainingPass {
   // layer_forward() once more, without the layer's output.
   void recompute(std::size_t layer, const GradientSink& sink);
   void backward(const GradientSink& sink);
-  // The input of a layer; of all but the last the same two in turns where they are kept in halves.
+  // The input of a layer. Two buffers in turns where no backward follows or kept_ has the inputs:
+  // then those of the last layer and its output are there.
   float* checkpoint(std::size_t layer) {
     const auto place = static_cast<std::int64_t>(checkpoints_in_turns_ ? layer % 2 : layer);
     return checkpoints_.data() + place * rows_ * model_.config.hidden;
@@ -78,7 +79,7 @@ class TrainingPass {
   LayerActivations activations_;
   AlignedBuffer<float> checkpoints_;  // [layers + 1 or 2, rows, hidden]
   bool checkpoints_in_turns_ = false;
-  bool keeps_ = false;
+  bool keeps_results_ = false;
   KeptActivations kept_;         // of all layers but the last
   AlignedBuffer<float> dx_;      // [rows, hidden]
   AlignedBuffer<float> logits_;  // then a layer's gradients

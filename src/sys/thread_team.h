@@ -58,8 +58,9 @@ class ThreadTeam {
   }
 
  private:
+  using Call = void (*)(const void* context, std::int64_t begin, std::int64_t end, int member);
   struct Work {
-    void (*call)(const void*, std::int64_t, std::int64_t, int);
+    Call call;
     const void* context;
     std::int64_t count, grain;
   };
@@ -76,7 +77,7 @@ class ThreadTeam {
   // written takes the other 250 ns to get, and decoding has 150 joins per token.
   struct alignas(64) Start {
     std::atomic<std::uint32_t> run{0};  // counts them
-    std::atomic<void (*)(const void*, std::int64_t, std::int64_t, int)> call{nullptr};
+    std::atomic<Call> call{nullptr};
     std::atomic<const void*> context{nullptr};
     std::atomic<std::int64_t> count{0}, grain{0};
   };

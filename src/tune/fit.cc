@@ -154,7 +154,7 @@ void add_layers(const Shapes& shapes, const std::vector<RunLinear>& linears,
   if (bytes > 0) items.add("one layer, backward", bytes, "forms of its gradients");
 }
 
-// What TrainingPass keeps.
+// What TrainingPass keeps; takes_output() needs more than shapes.
 Kept kept_by_pass(const SizeOptions& tuning, const std::vector<RunLinear>& linears,
                   Precision precision, const TuningSize& size, std::int64_t weights) {
   if (precision == Precision::kF32) return {};

@@ -325,13 +325,14 @@ void narrow_f16(const float* from, std::int64_t count, f16* to) {
   for (; k < count; ++k) to[k] = f32_to_f16(from[k]);
 }
 
-// 16 blocks at a time: their scales are a vector.
+// narrow_int8() and widen_int8() take 16 blocks at a time: their scales are a vector.
+inline constexpr std::int64_t kNumbersAtOnce = 16 * kByteBlock;
+
 template <class S>
 void narrow_int8(const float* from, std::int64_t count, std::int8_t* to, f16* scales) {
-  constexpr std::int64_t kMany = 16 * kByteBlock;
   const auto limit = S::set(127.0f), minus_limit = S::set(-127.0f);
-  for (std::int64_t begin = 0; begin < count; begin += kMany) {
-    const std::int64_t left = count - begin < kMany ? count - begin : kMany;
+  for (std::int64_t begin = 0; begin < count; begin += kNumbersAtOnce) {
+    const std::int64_t left = count - begin < kNumbersAtOnce ? count - begin : kNumbersAtOnce;
     const std::int64_t blocks = (left + kByteBlock - 1) / kByteBlock;
     const auto load = [&](std::int64_t i) {
       const std::int64_t have = left - 16 * i;
@@ -360,9 +361,8 @@ void narrow_int8(const float* from, std::int64_t count, std::int8_t* to, f16* sc
 
 template <class S>
 void widen_int8(const std::int8_t* from, const f16* scales, std::int64_t count, float* to) {
-  constexpr std::int64_t kMany = 16 * kByteBlock;
-  for (std::int64_t begin = 0; begin < count; begin += kMany) {
-    const std::int64_t end = begin + kMany < count ? begin + kMany : count;
+  for (std::int64_t begin = 0; begin < count; begin += kNumbersAtOnce) {
+    const std::int64_t end = begin + kNumbersAtOnce < count ? begin + kNumbersAtOnce : count;
     const auto blocks = static_cast<int>((end - begin + kByteBlock - 1) / kByteBlock);
     alignas(64) float scale[16];
     S::store(scale, S::load_first(scales + begin / kByteBlock, blocks));
