@@ -64,7 +64,7 @@ class WindowPair {
               Values& values) {
     for (std::size_t i = 0; i < 2; ++i) {
       sequences_[i].truncate(0);
-      const Turn turn{&sequences_[i], tokens, false};
+      const Turn turn{&sequences_[i], tokens, false, nullptr, true};
       TRIMPOT_TRY_VOID(decoders_[i].step({&turn, 1}, nullptr));
     }
     const auto rows = static_cast<std::int64_t>(tokens.size());

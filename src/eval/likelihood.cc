@@ -48,7 +48,9 @@ class Scorer {
         const auto size = static_cast<std::int64_t>(run.tokens.size());
         const std::int64_t take = std::min(size - offset, 2 * kRows - rows);
         Turn turn{run.sequence, run.tokens.subspan(offset, take), false};
+        const std::size_t inner_before = inner.size();
         turn.wants_logits = add_wanted(run, offset, take, rows, last_rows, last, inner);
+        turn.scored = inner.size() > inner_before;
         last_rows += turn.wants_logits;
         turns.push_back(turn);
         rows += take;

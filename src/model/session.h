@@ -42,6 +42,7 @@ struct Turn {
   std::span<const TokenId> tokens;
   bool wants_logits = true;          // after the last token
   const Overlay* overlay = nullptr;  // null: the model as it is
+  bool scored = false;               // logits_of() will be asked for its rows
 };
 
 // Computes several sequences together, sharing each pass over the weights. What a sequence gets
@@ -59,13 +60,22 @@ class Decoder {
   // Errors: no room left in a context, a token outside the vocabulary; then nothing has changed.
   Status step(std::span<const Turn> turns, float* logits);
 
-  // Logits of rows [begin, begin + count) of the last step's tokens, [count, vocabulary].
+  // Logits of rows [begin, begin + count) of the last step's tokens, [count, vocabulary], if a turn
+  // of it was `scored`.
   void logits_of(std::int64_t begin, std::int64_t count, float* logits);
 
   // The errors of step(), for tokens that may take several steps.
   Status check(const Sequence& sequence, std::span<const TokenId> tokens) const;
 
  private:
+  // The rows of these turns and their tokens, still without caches.
+  Batch batch_of(std::span<const Turn> turns);
+  LayerView view(std::size_t layer, std::span<const OverlayRun> runs);
+  // The last layer where only rows in last_ are read on, one of each turn that wants logits: from
+  // all others come keys and values. `runs`: of the rows in last_.
+  void last_layer(const LayerView& all, std::span<const OverlayRun> runs, const Batch& batch,
+                  std::span<const Turn> turns);
+
   Compute& compute_;
   const Model& model_;
   std::vector<TokenId> tokens_;

@@ -103,8 +103,15 @@ Work decode_work(const Compute& compute, const Model& model, std::int64_t positi
 }
 
 Work prefill_work(const Compute& compute, const Model& model, std::int64_t tokens) {
-  Work work = passes(compute, model, 0.0, static_cast<double>(tokens), CacheType::kFloat,
-                     compute.bf16_prompts && step_rounds_inputs(compute));
+  const bool bf16 = compute.bf16_prompts && step_rounds_inputs(compute);
+  const auto rows = static_cast<double>(tokens);
+  Work work = passes(compute, model, 0.0, rows, CacheType::kFloat, bf16);
+  // Of the last layer one row is read on.
+  for (const std::size_t kind : {kO, kGate, kUp, kDown})
+    add_forward(compute, model.linear(model.linear_count() - kLinearKinds.size() + kind),
+                1.0 - rows, bf16, work);
+  (bf16 ? work.rounded_macs : work.f32_macs) -=
+      attention_macs(model.config, 0.0, rows - 1) / static_cast<double>(model.config.layers);
   add_product(compute, model.head_matrix(), 1.0, work);
   return work;
 }

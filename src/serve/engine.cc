@@ -201,7 +201,8 @@ bool Engine::admit_one(const Waiting& waiting) {
 void Engine::plan(std::vector<Turn>& turns, std::vector<Share>& shares) {
   std::int64_t rows = 0, wanted = 0;
   const auto add = [&](Running& running, std::span<const TokenId> tokens, bool wants_logits) {
-    turns.push_back({&running.slot->sequence, tokens, wants_logits, running.overlay.get()});
+    turns.push_back({&running.slot->sequence, tokens, wants_logits, running.overlay.get(),
+                     running.reads_prompt() && running.job().score_prompt});
     shares.push_back(
         {&running, rows, static_cast<std::int64_t>(tokens.size()), wants_logits ? wanted++ : -1});
     rows += static_cast<std::int64_t>(tokens.size());
