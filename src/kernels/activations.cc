@@ -103,6 +103,18 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   });
 }
 
+void Activations::own() const {
+  constexpr std::int64_t kFewTokens = 2, kLine = 64;
+  if (tokens_ > kFewTokens) return;
+  for (std::size_t i = 0; i < used_; ++i) {
+    const Form& form = forms_[i];
+    if (!form.wants_int8) continue;
+    const std::int64_t bytes = tokens_ * form.int8.blocks * sizeof(Int8Block);
+    auto* to = reinterpret_cast<volatile char*>(form.int8.data);
+    for (std::int64_t at = 0; at < bytes; at += kLine) to[at] = 0;
+  }
+}
+
 void Activations::note(const Compute& compute, const LinearView& reader, bool multiplied) {
   Form& form = form_of(reader.weight_columns, reader.weight->columns());
   const bool rounded = multiplied && rounds_inputs(compute);
@@ -118,6 +130,7 @@ void Activations::note(const Compute& compute, const LinearView& reader, bool mu
 void Activations::prepare(Compute& compute, std::int64_t tokens,
                           std::span<const LinearOutput> readers, bool multiplied) {
   used_ = 0;
+  tokens_ = tokens;
   for (const LinearOutput& reader : readers) {
     note(compute, reader.linear, multiplied);
     for (const LinearRun& run : reader.runs) note(compute, run.linear, multiplied);

@@ -100,10 +100,15 @@ struct Stretch {
 struct Plan {
   bool int8 = false, rounded = false;
   LinearInput x;
-  std::vector<Stretch> stretches;
+  Stretch all;                           // without runs: no memory to be asked for
+  std::vector<Stretch> of_runs;          // with runs, instead
   std::vector<GroupArrays> of_token;     // where some stretch is mixed
   std::optional<WeakPart> beside;        // weak columns that the codes' kernel takes along
   const Matrix* rounded_weak = nullptr;  // those that linear_pairs_rounded() does
+
+  std::span<const Stretch> stretches() const {
+    return of_runs.empty() ? std::span(&all, 1) : std::span(of_runs);
+  }
 };
 
 // From this many rows on, numbers that are loaded once for all of them outweigh a pass of their own
@@ -115,9 +120,9 @@ GroupArrays numbers_of(const MatrixView& codes) {
 }
 
 void plan_codes(const LinearOutput& output, std::int64_t tokens, Plan& plan) {
-  std::vector<Stretch>& stretches = plan.stretches;
+  std::vector<Stretch>& stretches = plan.of_runs;
   if (output.runs.empty()) {
-    stretches.push_back({0, tokens, output.linear.codes(), false});
+    plan.all = {0, tokens, output.linear.codes(), false};
     return;
   }
   std::vector<Stretch> same;  // rows in a row with the same numbers
@@ -171,7 +176,7 @@ std::optional<WeakPart> weak_beside_codes(const Compute& compute, const LinearOu
                                           std::int64_t tokens) {
   const LinearView& view = output.runs.empty() ? output.linear : output.runs.front().linear;
   if (tokens > kMostTokensWithWeak && !compute.kernels.weak_for_many) return {};
-  if (view.weak == nullptr || !plan.int8 || plan.stretches.size() != 1) return {};
+  if (view.weak == nullptr || !plan.int8 || plan.stretches().size() != 1) return {};
   for (const LinearRun& run : output.runs)
     if (!same_weak(view, run.linear)) return {};
   const LinearInput in = activations.input(view);
@@ -208,7 +213,7 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan
   const bool add = output.base != nullptr;
   if (add && output.base != output.y) copy_base(output, tokens, pairs);
   const LinearInput& x = plan.x;
-  for (const Stretch& stretch : plan.stretches) {
+  for (const Stretch& stretch : plan.stretches()) {
     const MatrixView& w = stretch.codes;
     const Range own = tokens.within(stretch.begin, stretch.end);
     if (own.empty()) continue;
@@ -300,8 +305,10 @@ void read_ahead(Compute& compute, std::span<const Upcoming> next, int member) {
 }  // namespace
 
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
-            std::span<const LinearOutput> outputs, std::span<const Upcoming> next) {
+            std::span<const LinearOutput> outputs, std::span<const Upcoming> next,
+            const Activations* filled) {
   constexpr std::int64_t kMostTokensAhead = 8;
+  if (compute.learning) filled = nullptr;  // the backward pass may want what is there
   std::vector<Plan> plans;
   plans.reserve(outputs.size());
   for (const LinearOutput& output : outputs) plans.push_back(make_plan(compute, output, x, tokens));
@@ -313,6 +320,7 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   for_each_token_part(compute, tokens, parts, pairs, grain_for(compute, parts * pairs),
                       [&](std::int64_t token, std::int64_t token_end, std::int64_t begin,
                           std::int64_t end, int member) {
+                        if (begin == 0 && member == 0 && filled != nullptr) filled->own();
                         if (tokens <= kMostTokensAhead && compute.team.wants_ahead(member))
                           read_ahead(compute, next, member);
                         for_each_output(outputs, begin, end,

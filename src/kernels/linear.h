@@ -60,6 +60,10 @@ class Activations {
                bool multiplied = true);
   // Of a layer that was among the readers.
   LinearInput input(const LinearView& linear) const;
+  // Writes to the lines of what prepare() filled last, which must not be needed any more, if it was
+  // of few tokens: the calling core owns them when prepare() writes them again. The others have
+  // read them, and where cores are far from each other a store to such a line takes 60 ns.
+  void own() const;
 
  private:
   struct Form {  // the input's `count` columns `columns` (null: the first ones)
@@ -79,7 +83,7 @@ class Activations {
   void fill(Compute& compute, std::int64_t tokens, Form& form) const;
 
   Arena* arena_ = nullptr;
-  std::int64_t columns_ = 0;
+  std::int64_t columns_ = 0, tokens_ = 0;
   AlignedBuffer<float> values_;
   std::vector<Form> forms_;  // the first used_ are of the present contents; the others keep memory
   std::size_t used_ = 0;
@@ -93,9 +97,11 @@ struct Upcoming {
 
 // y = base + the layer's output, for several layers that share their input: one join for q, k, v.
 // `next`: the layers of the next call; threads that wait for it bring what they will read of them
-// into their caches, if there are so few tokens that memory is what takes the time.
+// into their caches, if there are so few tokens that memory is what takes the time. `filled`: what
+// is prepared next, by the calling thread (null: unknown).
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
-            std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {});
+            std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {},
+            const Activations* filled = nullptr);
 
 // Receives d_scale and d_offset of whole tiles, [tile_end - tile_begin][groups][16], possibly from
 // several threads at once (never the same tile). d_offset is null for formats without zeros and

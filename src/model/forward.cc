@@ -8,9 +8,10 @@ namespace {
 
 // Gives the layers that share an input the forms of it that they want, and runs them.
 void apply_linears(Compute& compute, Activations& x, std::int64_t rows,
-                   std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {}) {
+                   std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {},
+                   const Activations* filled = nullptr) {
   x.prepare(compute, rows, outputs);
-  linear(compute, x, rows, outputs, next);
+  linear(compute, x, rows, outputs, next, filled);
 }
 
 }  // namespace
@@ -86,7 +87,7 @@ void attention_inputs(Compute& compute, const ModelConfig& config, const LayerVi
   apply_linears(compute, a.attention_in, rows,
                 std::array{layer.output(kQ, a.q.data()), layer.output(kK, a.k.data()),
                            layer.output(kV, a.v.data())},
-                std::array{layer.upcoming(kO)});
+                std::array{layer.upcoming(kO)}, &a.attention_out);
   rope.rotate(compute, config, rows, shape.heads, 1.0f, a.q.data());
   rope.rotate(compute, config, rows, shape.kv_heads, 1.0f, a.k.data());
   for (const Segment& segment : segments)
@@ -106,7 +107,7 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerV
 void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
                       std::int64_t rows, const float* x, LayerActivations& a) {
   apply_linears(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data(), x)},
-                std::array{layer.upcoming(kGate), layer.upcoming(kUp)});
+                std::array{layer.upcoming(kGate), layer.upcoming(kUp)}, &a.feed_forward_in);
   rms_norm(compute, a.middle.data(), layer.weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
 }
@@ -115,7 +116,7 @@ void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& 
                   std::int64_t rows, LayerActivations& a) {
   apply_linears(compute, a.feed_forward_in, rows,
                 std::array{layer.output(kGate, a.gate.data()), layer.output(kUp, a.up.data())},
-                std::array{layer.upcoming(kDown)});
+                std::array{layer.upcoming(kDown)}, &a.feed_forward_out);
   swiglu(compute, a.gate.data(), a.up.data(), rows, config.feed_forward,
          a.feed_forward_out.values());
 }
@@ -125,7 +126,7 @@ void feed_forward_output(Compute& compute, const LayerView& layer, std::int64_t 
   const LinearOutput down = layer.output(kDown, y, a.middle.data());
   a.feed_forward_out.prepare(compute, rows, {&down, 1});
   if (y == nullptr) return;
-  linear(compute, a.feed_forward_out, rows, {&down, 1}, next);
+  linear(compute, a.feed_forward_out, rows, {&down, 1}, next, &a.attention_in);
 }
 
 void layer_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,

@@ -48,7 +48,10 @@ TEST_F(ForcedIsa, TablesAreDifferentCode) {
 
 TEST_F(ForcedIsa, WithoutTheVariableTheBestOne) {
   for (const char* value : {static_cast<const char*>(nullptr), ""}) {
-    if (value != nullptr) ::setenv("TRIMPOT_ISA", value, 1);
+    if (value != nullptr)
+      ::setenv("TRIMPOT_ISA", value, 1);
+    else
+      ::unsetenv("TRIMPOT_ISA");
     const auto kernels = select_kernels();
     ASSERT_TRUE(kernels);
     EXPECT_EQ(*kernels, usable_kernels().front());
