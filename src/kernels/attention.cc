@@ -256,7 +256,7 @@ float combine_parts(const Kernels& k, const Partials& of, std::int64_t parts, st
   float* values = of.out + of.at(0, row) * of.dim;  // of the first part, then of all
   for (std::int64_t part = 0; part < parts; ++part) {
     const std::int64_t at = of.at(part, row);
-    const float factor = std::exp(of.highest[at] - highest);
+    const float factor = parts > 1 ? std::exp(of.highest[at] - highest) : 1.0f;
     sums.add(of.lanes + at * Sums::kLanes, factor);
     float* of_part = of.out + at * of.dim;
     if (parts > 1) k.scale(of_part, of.dim, factor, of_part);  // else by 1

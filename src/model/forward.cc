@@ -105,10 +105,10 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerV
 }
 
 void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
-                      std::int64_t rows, const float* x, LayerActivations& a) {
-  apply_linears(compute, a.attention_out, rows, std::array{layer.output(kO, a.middle.data(), x)},
+                      std::int64_t rows, const float* x, float* middle, LayerActivations& a) {
+  apply_linears(compute, a.attention_out, rows, std::array{layer.output(kO, middle, x)},
                 std::array{layer.upcoming(kGate), layer.upcoming(kUp)}, &a.feed_forward_in);
-  rms_norm(compute, a.middle.data(), layer.weights.feed_forward_norm.data(), rows, config.hidden,
+  rms_norm(compute, middle, layer.weights.feed_forward_norm.data(), rows, config.hidden,
            config.rms_eps, a.feed_forward_in.values(), a.feed_forward_rstd.data());
 }
 
@@ -122,8 +122,9 @@ void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& 
 }
 
 void feed_forward_output(Compute& compute, const LayerView& layer, std::int64_t rows,
-                         LayerActivations& a, float* y, std::span<const Upcoming> next) {
-  const LinearOutput down = layer.output(kDown, y, a.middle.data());
+                         const float* middle, LayerActivations& a, float* y,
+                         std::span<const Upcoming> next) {
+  const LinearOutput down = layer.output(kDown, y, middle);
   a.feed_forward_out.prepare(compute, rows, {&down, 1});
   if (y == nullptr) return;
   linear(compute, a.feed_forward_out, rows, {&down, 1}, next, &a.attention_in);
@@ -133,9 +134,10 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerView&
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                    const float* x, LayerActivations& a, float* y, std::span<const Upcoming> next) {
   attention_forward(compute, config, layer, segments, rope, rows, x, a);
-  attention_output(compute, config, layer, rows, x, a);
+  float* middle = y == x ? y : a.middle.data();
+  attention_output(compute, config, layer, rows, x, middle, a);
   feed_forward(compute, config, layer, rows, a);
-  feed_forward_output(compute, layer, rows, a, y, next);
+  feed_forward_output(compute, layer, rows, middle, a, y, next);
 }
 
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x) {

@@ -71,9 +71,9 @@ struct LayerView {
   }
 };
 
-// One layer: x [rows, hidden] -> y [rows, hidden] (y may be x). Without y the down projection is
-// left out: the backward recomputes everything but the layer's output. `next`: what is multiplied
-// after it (linear()).
+// One layer: x [rows, hidden] -> y [rows, hidden]. If y is x, it takes a.middle's part, too.
+// Without y the down projection is left out: the backward recomputes everything but the layer's
+// output. `next`: what is multiplied after it (linear()).
 void layer_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                    std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                    const float* x, LayerActivations& a, float* y,
@@ -81,7 +81,7 @@ void layer_forward(Compute& compute, const ModelConfig& config, const LayerView&
 
 // Its parts: x normed into a.attention_in; keys and values stored, a.q ready; up to
 // a.attention_out; middle = x + o_proj(...), normed into a.feed_forward_in; up to
-// a.feed_forward_out; y = middle + down_proj(...).
+// a.feed_forward_out; y = middle + down_proj(...). middle may be x, y middle.
 void attention_norm(Compute& compute, const ModelConfig& config, const LayerView& layer,
                     std::int64_t rows, const float* x, LayerActivations& a);
 void attention_inputs(Compute& compute, const ModelConfig& config, const LayerView& layer,
@@ -91,11 +91,12 @@ void attention_forward(Compute& compute, const ModelConfig& config, const LayerV
                        std::span<const Segment> segments, const RopeTable& rope, std::int64_t rows,
                        const float* x, LayerActivations& a);
 void attention_output(Compute& compute, const ModelConfig& config, const LayerView& layer,
-                      std::int64_t rows, const float* x, LayerActivations& a);
+                      std::int64_t rows, const float* x, float* middle, LayerActivations& a);
 void feed_forward(Compute& compute, const ModelConfig& config, const LayerView& layer,
                   std::int64_t rows, LayerActivations& a);
 void feed_forward_output(Compute& compute, const LayerView& layer, std::int64_t rows,
-                         LayerActivations& a, float* y, std::span<const Upcoming> next = {});
+                         const float* middle, LayerActivations& a, float* y,
+                         std::span<const Upcoming> next = {});
 
 // Rows of the embedding, [rows, hidden]. Token ids must be inside the vocabulary.
 void embed(Compute& compute, const Model& model, std::span<const TokenId> tokens, float* x);

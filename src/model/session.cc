@@ -91,9 +91,9 @@ void Decoder::last_layer(const LayerView& all, std::span<const OverlayRun> runs,
   const LayerView layer = view(model_.layers.size() - 1, runs);
   attention(compute_, config.attention, last, activations_.q.data(),
             activations_.attention_out.values(), activations_.log_sum_exp.data());
-  attention_output(compute_, config, layer, rows, last_.data(), activations_);
+  attention_output(compute_, config, layer, rows, last_.data(), last_.data(), activations_);
   feed_forward(compute_, config, layer, rows, activations_);
-  feed_forward_output(compute_, layer, rows, activations_, last_.data(),
+  feed_forward_output(compute_, layer, rows, last_.data(), activations_, last_.data(),
                       std::array{Upcoming{&model_.head_matrix()}});
 }
 

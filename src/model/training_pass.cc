@@ -226,7 +226,7 @@ void TrainingPass::recompute(std::size_t layer, const GradientSink& sink) {
       segment.cache->store(compute_, config.attention, segment.position, segment.count,
                            a.k.data() + segment.row * config.attention.kv_width(),
                            a.v.data() + segment.row * config.attention.kv_width());
-  attention_output(compute_, config, view, rows_, x, a);
+  attention_output(compute_, config, view, rows_, x, a.middle.data(), a);
   if (kept.feed_forward) {
     a.feed_forward_in.prepare(
         compute_, rows_, std::array{view.output(kGate, nullptr), view.output(kUp, nullptr)}, false);

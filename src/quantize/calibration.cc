@@ -164,7 +164,7 @@ Status CalibrationRun::see(const LayerWeights& weights, LayerInput input, const 
         break;
       case LayerInput::kFeedForward:
         TRIMPOT_TRY_VOID(fetch(sample, kAttentionOut, a.attention_out.values()));
-        attention_output(compute_, config, weights, tokens_, x_.data(), a);
+        attention_output(compute_, config, weights, tokens_, x_.data(), a.middle.data(), a);
         values = a.feed_forward_in.values();
         TRIMPOT_TRY_VOID(keep(sample, kHidden, a.middle.data()));
         break;
@@ -185,7 +185,8 @@ Status CalibrationRun::advance(const LayerWeights& weights) {
   for (std::size_t sample = 0; sample < samples_; ++sample) {
     TRIMPOT_TRY_VOID(fetch(sample, kHidden, activations_.middle.data()));
     TRIMPOT_TRY_VOID(fetch(sample, kFeedForwardOut, activations_.feed_forward_out.values()));
-    feed_forward_output(compute_, weights, tokens_, activations_, x_.data());
+    feed_forward_output(compute_, weights, tokens_, activations_.middle.data(), activations_,
+                        x_.data());
     TRIMPOT_TRY_VOID(keep(sample, kHidden, x_.data()));
   }
   return {};
