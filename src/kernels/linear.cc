@@ -19,10 +19,10 @@ constexpr std::int64_t kTokenBlock = 192;
 // tokens take some 10 us, and each piece that a thread counts 0.1 where cores are far from each
 // other: equal stretches of 3 or more pieces, if there are such (0.96 to 0.97 of a token's time in
 // such hours, 1.00 in others).
-constexpr std::int64_t kFewTokens = 8;
-std::int64_t grain_for(const Compute& compute, std::int64_t count, bool few_tokens) {
+constexpr std::int64_t kFewTokens = 2;
+std::int64_t grain_for(const Compute& compute, std::int64_t count, std::int64_t tokens) {
   const std::int64_t threads = compute.team.size(), small = count / (threads * 8);
-  for (std::int64_t grain = count / (threads * 3); few_tokens && grain > small; --grain)
+  for (std::int64_t grain = count / (threads * 3); tokens <= kFewTokens && grain > small; --grain)
     if (count % (grain * threads) == 0) return grain;
   return std::max<std::int64_t>(1, small);
 }
@@ -280,7 +280,7 @@ std::int64_t all_pairs(std::span<const Output> outputs) {
 }
 
 // Says to the team what `member` reads in the next product.
-void read_ahead(Compute& compute, std::span<const Upcoming> next, int member) {
+void read_ahead(Compute& compute, std::span<const Upcoming> next, std::int64_t tokens, int member) {
   // Of each array: 16 KiB and all of it gave no more.
   constexpr std::int64_t kMostBytes = 64 << 10;
   std::array<std::span<const std::byte>, ThreadTeam::kMostAhead> ranges;
@@ -303,7 +303,7 @@ void read_ahead(Compute& compute, std::span<const Upcoming> next, int member) {
     const MatrixView& weak = next[i].weak->view();
     add(weak.dense, weak.columns * kTileRows * (weak.storage == Storage::kF32 ? 4 : 2));
   };
-  const std::int64_t pairs = all_pairs(next), grain = grain_for(compute, pairs, true);
+  const std::int64_t pairs = all_pairs(next), grain = grain_for(compute, pairs, tokens);
   for_each_output(next, compute.team.stretch_begin(pairs, grain, member),
                   compute.team.stretch_begin(pairs, grain, member + 1), take);
   compute.team.read_ahead(member, std::span(ranges).first(count));
@@ -314,6 +314,7 @@ void read_ahead(Compute& compute, std::span<const Upcoming> next, int member) {
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, std::span<const Upcoming> next,
             const Activations* filled) {
+  constexpr std::int64_t kMostTokensAhead = 8;
   if (compute.learning) filled = nullptr;  // the backward pass may want what is there
   std::vector<Plan> plans;
   plans.reserve(outputs.size());
@@ -323,13 +324,12 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   const bool to_bytes = compute.precision == Precision::kDefault && !compute.kernels.tiled;
   const std::int64_t parts = token_parts(compute, tokens, to_bytes ? 80 : kLeastTokens);
   const std::int64_t pairs = all_pairs(outputs);
-  for_each_token_part(compute, tokens, parts, pairs,
-                      grain_for(compute, parts * pairs, tokens <= kFewTokens),
+  for_each_token_part(compute, tokens, parts, pairs, grain_for(compute, parts * pairs, tokens),
                       [&](std::int64_t token, std::int64_t token_end, std::int64_t begin,
                           std::int64_t end, int member) {
                         if (begin == 0 && member == 0 && filled != nullptr) filled->own();
-                        if (tokens <= kFewTokens && compute.team.wants_ahead(member))
-                          read_ahead(compute, next, member);
+                        if (tokens <= kMostTokensAhead && compute.team.wants_ahead(member))
+                          read_ahead(compute, next, tokens, member);
                         for_each_output(outputs, begin, end,
                                         [&](std::size_t i, std::int64_t from, std::int64_t to) {
                                           linear_pairs(compute, outputs[i], plans[i], x, tokens,
