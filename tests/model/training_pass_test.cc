@@ -222,6 +222,21 @@ TEST_P(Pass, SequencesDoNotSeeEachOther) {
   EXPECT_LE(relative_error(together.gradients, gradients), 69 * kRoundoff);
 }
 
+// Two tokens alone are what they are beside a sequence that nothing is learned of: decoding writes
+// to inputs of one or two tokens before they are filled again, a step must not.
+TEST_P(Pass, TwoTokensAlone) {
+  TrainingBatch batch = random_batch({2, 40}, 8);
+  std::fill(batch.learned.begin(), batch.learned.end(), 0);
+  batch.learned[0] = batch.learned[1] = 1;
+  Compute compute = make_compute(2);
+  TrainingPass pass(compute, *model_);
+  const Outcome together = run(pass, *model_, batch, 0.1f);
+  const Outcome alone = run(pass, *model_, sequence_of(batch, 0), 0.1f);
+  EXPECT_EQ(together.sum.count, 1);
+  EXPECT_EQ(together.sum.loss, alone.sum.loss);
+  EXPECT_LE(relative_error(together.gradients, widened(alone.gradients)), 42 * kRoundoff);
+}
+
 // More predictions than one block of logits has rows (252).
 TEST_P(Pass, ManyPredictions) {
   TrainingBatch batch = random_batch({100, 100, 100}, 6);
