@@ -64,7 +64,8 @@ class WindowPair {
               Values& values) {
     for (std::size_t i = 0; i < 2; ++i) {
       sequences_[i].truncate(0);
-      const Turn turn{&sequences_[i], tokens, false, nullptr, true};
+      const Turn turn{
+          .sequence = &sequences_[i], .tokens = tokens, .wants_logits = false, .scored = true};
       TRIMPOT_TRY_VOID(decoders_[i].step({&turn, 1}, nullptr));
     }
     const auto rows = static_cast<std::int64_t>(tokens.size());

@@ -103,9 +103,9 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   });
 }
 
-void Activations::own() const {
-  constexpr std::int64_t kFewTokens = 2, kLine = 64;
-  if (tokens_ > kFewTokens) return;
+void Activations::own_lines() const {
+  constexpr std::int64_t kMostTokens = 2, kLine = 64;
+  if (tokens_ > kMostTokens) return;
   for (std::size_t i = 0; i < used_; ++i) {
     const Form& form = forms_[i];
     if (!form.wants_int8) continue;

@@ -313,9 +313,9 @@ void read_ahead(Compute& compute, std::span<const Upcoming> next, std::int64_t t
 
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, std::span<const Upcoming> next,
-            const Activations* filled) {
+            const Activations* filled_next) {
   constexpr std::int64_t kMostTokensAhead = 8;
-  if (compute.learning) filled = nullptr;  // the backward pass may want what is there
+  if (compute.learning) filled_next = nullptr;  // the backward pass may want what is there
   std::vector<Plan> plans;
   plans.reserve(outputs.size());
   for (const LinearOutput& output : outputs) plans.push_back(make_plan(compute, output, x, tokens));
@@ -327,7 +327,8 @@ void linear(Compute& compute, const Activations& x, std::int64_t tokens,
   for_each_token_part(compute, tokens, parts, pairs, grain_for(compute, parts * pairs, tokens),
                       [&](std::int64_t token, std::int64_t token_end, std::int64_t begin,
                           std::int64_t end, int member) {
-                        if (begin == 0 && member == 0 && filled != nullptr) filled->own();
+                        if (begin == 0 && member == 0 && filled_next != nullptr)
+                          filled_next->own_lines();
                         if (tokens <= kMostTokensAhead && compute.team.wants_ahead(member))
                           read_ahead(compute, next, tokens, member);
                         for_each_output(outputs, begin, end,

@@ -63,7 +63,7 @@ class Activations {
   // Writes to the lines of what prepare() filled last, which must not be needed any more, if it was
   // of few tokens: the calling core owns them when prepare() writes them again. The others have
   // read them, and where cores are far from each other a store to such a line takes 60 ns.
-  void own() const;
+  void own_lines() const;
 
  private:
   struct Form {  // the input's `count` columns `columns` (null: the first ones)
@@ -97,11 +97,11 @@ struct Upcoming {
 
 // y = base + the layer's output, for several layers that share their input: one join for q, k, v.
 // `next`: the layers of the next call; threads that wait for it bring what they will read of them
-// into their caches, if there are so few tokens that memory is what takes the time. `filled`: what
-// is prepared next, by the calling thread (null: unknown).
+// into their caches, if there are so few tokens that memory is what takes the time. `filled_next`:
+// what is prepared next, by the calling thread (null: unknown).
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {},
-            const Activations* filled = nullptr);
+            const Activations* filled_next = nullptr);
 
 // Receives d_scale and d_offset of whole tiles, [tile_end - tile_begin][groups][16], possibly from
 // several threads at once (never the same tile). d_offset is null for formats without zeros and

@@ -9,9 +9,9 @@ namespace {
 // Gives the layers that share an input the forms of it that they want, and runs them.
 void apply_linears(Compute& compute, Activations& x, std::int64_t rows,
                    std::span<const LinearOutput> outputs, std::span<const Upcoming> next = {},
-                   const Activations* filled = nullptr) {
+                   const Activations* filled_next = nullptr) {
   x.prepare(compute, rows, outputs);
-  linear(compute, x, rows, outputs, next, filled);
+  linear(compute, x, rows, outputs, next, filled_next);
 }
 
 }  // namespace

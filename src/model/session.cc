@@ -180,7 +180,10 @@ Status Session::append_all(
   std::int64_t done = 0;
   while (!tokens.empty()) {
     const std::size_t rows = std::min(tokens.size(), kRows);
-    const Turn turn{&sequence_, tokens.first(rows), false, nullptr, true};
+    const Turn turn{.sequence = &sequence_,
+                    .tokens = tokens.first(rows),
+                    .wants_logits = false,
+                    .scored = true};
     TRIMPOT_TRY_VOID(decoder_.step({&turn, 1}, nullptr));
     tokens = tokens.subspan(rows);
     logits_.reserve(static_cast<std::size_t>(kLogitRows * vocabulary));
