@@ -155,6 +155,7 @@ inline __m512 scale_by_power(__m512 a, __m512 n) {
 #define _mm512_cvtepi32_ps emulated::convert<float, __m512, int>
 #define _mm512_cvtepu16_epi32 emulated::convert<int, __m512i, unsigned short>
 #define _mm512_cvtepu8_epi32 emulated::convert<int, __m512i, unsigned char>
+#define _mm512_cvtepi8_epi32 emulated::convert<int, __m512i, signed char>
 #define _mm512_cvtph_ps emulated::half_to_float
 #define _mm512_cvtps_ph(a, rounding) emulated::float_to_half(a)
 #define _mm512_cvtps_epi32 emulated::round_to_int
