@@ -93,6 +93,11 @@ void Activations::fill(Compute& compute, std::int64_t tokens, Form& form) const 
   const std::int64_t blocks = divide_up(form.count, kChunkColumns);
   form.blocks.reserve(tokens * blocks, arena_);
   form.int8 = {form.blocks.data(), blocks};
+  // A step does without: its backward pass knows of none, and its gradients have larger errors.
+  if (!compute.learning) {
+    form.remainders.reserve(tokens * most_remainders(blocks), arena_);
+    form.int8.remainders = form.remainders.data();
+  }
   if (compute.kernels.tiled && tokens >= kTiledTokens && !rounds_inputs(compute)) {
     form.tiles_or_halves.reserve(divide_up(tokens, kTiledTokens) * blocks * sizeof(Int8Tile),
                                  arena_);
@@ -109,9 +114,14 @@ void Activations::own_lines() const {
   for (std::size_t i = 0; i < used_; ++i) {
     const Form& form = forms_[i];
     if (!form.wants_int8) continue;
-    const std::int64_t bytes = tokens_ * form.int8.blocks * sizeof(Int8Block);
-    auto* to = reinterpret_cast<volatile char*>(form.int8.data);
-    for (std::int64_t at = 0; at < bytes; at += kLine) to[at] = 0;
+    const auto own = [](void* lines, std::int64_t bytes) {
+      auto* to = static_cast<volatile char*>(lines);
+      for (std::int64_t at = 0; at < bytes; at += kLine) to[at] = 0;
+    };
+    const std::int64_t blocks = form.int8.blocks, most = most_remainders(blocks);
+    own(form.int8.data, tokens_ * blocks * static_cast<std::int64_t>(sizeof(Int8Block)));
+    if (form.int8.remainders != nullptr)
+      own(form.int8.remainders, tokens_ * most * static_cast<std::int64_t>(sizeof(Int8Remainder)));
   }
 }
 

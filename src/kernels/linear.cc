@@ -15,6 +15,9 @@ namespace {
 // int8 rows of 1536 columns: 288 KiB of the second-level cache.
 constexpr std::int64_t kTokenBlock = 192;
 
+// So few that memory is what takes the time: threads that wait ask for the next weights.
+constexpr std::int64_t kMostTokensAhead = 8;
+
 // Pieces of work small enough that threads finish together: about 8 per thread. Products of few
 // tokens take some 10 us, and each piece that a thread counts 0.1 where cores are far from each
 // other: equal stretches of 3 or more pieces, if there are such (0.96 to 0.97 of a token's time in
@@ -212,13 +215,11 @@ void copy_base(const LinearOutput& output, Range tokens, Range pairs) {
     std::copy_n(output.base + token * rows + first, width, output.y + token * rows + first);
 }
 
-// These tokens and pairs of tiles of one layer: codes, then weak columns.
-void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan,
-                  const Activations& activations, std::int64_t all_tokens, Range tokens,
+// The codes of one layer, in the form that the plan says.
+void linear_codes(Compute& compute, const LinearOutput& output, const Plan& plan, Range tokens,
                   Range pairs, int member) {
   const std::int64_t rows = output.linear.weight->rows();
   const bool add = output.base != nullptr;
-  if (add && output.base != output.y) copy_base(output, tokens, pairs);
   const LinearInput& x = plan.x;
   for (const Stretch& stretch : plan.stretches()) {
     const MatrixView& w = stretch.codes;
@@ -240,6 +241,13 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan
                                   stretch.mixed ? plan.of_token.data() : nullptr,
                                   plan.beside ? &*plan.beside : nullptr, output.y, rows, add);
   }
+}
+
+// Weak columns that linear_codes() did not do.
+void linear_weak(Compute& compute, const LinearOutput& output, const Plan& plan,
+                 const Activations& activations, std::int64_t all_tokens, Range tokens, Range pairs,
+                 int member) {
+  const std::int64_t rows = output.linear.weight->rows();
   if (plan.beside || plan.rounded_weak != nullptr) return;
   if (output.linear.weak == nullptr && output.runs.empty()) return;
   for_each_run(output, all_tokens, same_weak,
@@ -251,6 +259,32 @@ void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan
                                   in.weak_stride, own.end - own.begin, pairs.begin, pairs.end,
                                   output.y + own.begin * rows, true, member);
                });
+}
+
+// These tokens and pairs of tiles of one layer: codes, weak columns, and last, while the codes are
+// in the caches, what rounding left of activations that stand out.
+void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan,
+                  const Activations& activations, std::int64_t all_tokens, Range tokens,
+                  Range pairs, int member) {
+  if (output.base != nullptr && output.base != output.y) copy_base(output, tokens, pairs);
+  const bool remainders = plan.int8 && plan.x.int8.remainders != nullptr;
+  // Of few tokens they follow at once: 16 tiles of 576 columns are 80 KB.
+  constexpr std::int64_t kPairs = 8;
+  const bool few = tokens.end - tokens.begin <= kMostTokensAhead;
+  const std::int64_t step = !remainders ? pairs.end - pairs.begin : few ? kPairs : 1;
+  for (std::int64_t begin = pairs.begin; begin < pairs.end; begin += step) {
+    const Range part{begin, std::min(pairs.end, begin + step)};
+    linear_codes(compute, output, plan, tokens, part, member);
+    linear_weak(compute, output, plan, activations, all_tokens, tokens, part, member);
+    if (!remainders) continue;
+    for (const Stretch& stretch : plan.stretches()) {
+      const Range own = tokens.within(stretch.begin, stretch.end);
+      compute.kernels.add_remainders(stretch.codes, plan.x.int8, own.begin, own.end, part.begin * 2,
+                                     std::min(part.end * 2, stretch.codes.tiles),
+                                     stretch.mixed ? plan.of_token.data() : nullptr, output.y,
+                                     stretch.codes.rows);
+    }
+  }
 }
 
 std::int64_t pairs_of(const LinearOutput& output) {
@@ -314,7 +348,6 @@ void read_ahead(Compute& compute, std::span<const Upcoming> next, std::int64_t t
 void linear(Compute& compute, const Activations& x, std::int64_t tokens,
             std::span<const LinearOutput> outputs, std::span<const Upcoming> next,
             const Activations* filled_next) {
-  constexpr std::int64_t kMostTokensAhead = 8;
   if (compute.learning) filled_next = nullptr;  // the backward pass may want what is there
   std::vector<Plan> plans;
   plans.reserve(outputs.size());

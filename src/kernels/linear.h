@@ -73,6 +73,7 @@ class Activations {
     std::int64_t weak = 0;  // columns behind them that readers multiply apart
     AlignedBuffer<float> gathered;
     AlignedBuffer<Int8Block> blocks;
+    AlignedBuffer<Int8Remainder> remainders;
     AlignedBuffer<std::uint8_t> tiles_or_halves;  // never both at a time
     Int8View int8;
     RoundedView rounded;  // [tokens]: the columns, then twice the weak ones, each an even count

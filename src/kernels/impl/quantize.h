@@ -1,4 +1,5 @@
-// Rounding activations to int8 in blocks of 32 columns, each with its own scale.
+// Rounding activations to int8 in blocks of 32 columns, each with its own scale, and what that
+// leaves of blocks that stand out.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,8 @@ namespace trimpot::impl {
 // block is worked out for all of them at once, a lane each.
 template <class S, bool kWhole>
 [[gnu::always_inline]] inline void quantize_blocks(const float* x, std::int64_t left, int blocks,
-                                                   Int8Block* to, typename S::F& broken) {
+                                                   Int8Block* to, typename S::F& broken,
+                                                   typename S::F& squares) {
   const int count = kWhole ? 16 : blocks;
   const auto load = [&](int i) __attribute__((always_inline)) {
     const std::int64_t have = left - 16 * i;
@@ -40,6 +42,7 @@ template <class S, bool kWhole>
     inverse[i] = zero ? 0.0f : reciprocal;
     scale[i] = zero ? 0.0f : step;
   }
+  squares = S::fma(S::load(scale), S::load(scale), squares);
   // 127 / highest may round up; the clamp keeps |code| <= 127.
   const auto limit = S::set(127.0f), minus_limit = S::set(-127.0f);
   for (int i = 0; i < count; ++i) {
@@ -59,6 +62,29 @@ template <class S, bool kWhole>
   }
 }
 
+// `squares`: the sum over the blocks of their squared scales. What has overflowed has no
+// remainders.
+template <class S>
+void find_remainders(const float* x, std::int64_t columns, const Int8Block* blocks,
+                     std::int64_t count, float squares, Int8Remainder* to) {
+  const float bound = kStandsOut * (squares / static_cast<float>(count));
+  Int8Remainder* const end = to + most_remainders(count);
+  for (std::int64_t i = 0; i < count && to != end; ++i) {
+    const Int8Block& block = blocks[i];
+    if (!(block.scale * block.scale > bound)) continue;
+    float left[32] = {};
+    const std::int64_t size = columns - 32 * i < 32 ? columns - 32 * i : 32;
+    for (std::int64_t k = 0; k < size; ++k) left[k] = x[32 * i + k];
+    for (int k = 0; k < 32; k += 16)
+      S::store(left + k, S::fma(S::set(-block.scale), S::load(block.codes + k), S::load(left + k)));
+    auto broken = S::zero(), ignored = S::zero();
+    quantize_blocks<S, false>(left, 32, 1, &to->block, broken, ignored);
+    to->chunk = static_cast<std::int32_t>(i);
+    ++to;
+  }
+  for (; to != end; ++to) to->chunk = -1;
+}
+
 template <class S>
 void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::int64_t begin,
               std::int64_t end, const Int8View& out) {
@@ -66,17 +92,19 @@ void quantize(const float* x, std::int64_t stride, std::int64_t columns, std::in
     const float* row = x + token * stride;
     // Maxima drop NaN, and a broken model would go on with finite numbers. 0 * x keeps NaN and
     // makes one of infinities.
-    auto broken = S::zero();
+    auto broken = S::zero(), squares = S::zero();
     Int8Block* to = out.row(token);
     for (std::int64_t block = 0; block < out.blocks; block += 16) {
       const float* from = row + block * 32;
       const std::int64_t left = columns - block * 32, blocks = out.blocks - block;
       if (left >= 512)
-        quantize_blocks<S, true>(from, left, 16, to + block, broken);
+        quantize_blocks<S, true>(from, left, 16, to + block, broken, squares);
       else
         quantize_blocks<S, false>(from, left, static_cast<int>(blocks < 16 ? blocks : 16),
-                                  to + block, broken);
+                                  to + block, broken, squares);
     }
+    if (out.remainders != nullptr)
+      find_remainders<S>(row, columns, to, out.blocks, S::sum(squares), out.remainders_of(token));
     const float poison = S::sum(broken);  // 0 or NaN
     to->scale += poison;
     to->scaled_sum += poison;

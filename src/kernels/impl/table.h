@@ -7,6 +7,7 @@
 #include "kernels/impl/limits.h"
 #include "kernels/impl/multiply.h"
 #include "kernels/impl/quantize.h"
+#include "kernels/impl/remainders.h"
 #include "kernels/impl/rounded.h"
 #include "kernels/kernels.h"
 
@@ -19,6 +20,7 @@ constexpr Kernels make_kernels() {
   k.quantize = quantize<S>;
   k.linear_int8 = linear_int8<S>;
   k.weak_for_many = S::kWeakForMany;
+  k.add_remainders = add_remainders<S>;
   k.multiply = multiply<S>;
   k.unpack_tile = unpack_tile<S>;
   k.unpack_columns = unpack_columns<S>;
