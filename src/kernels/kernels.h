@@ -34,7 +34,8 @@ struct Int8Tile {
 };
 // What rounding leaves of a block that stands out, rounded to int8 as well, with a scale some 250
 // times smaller: one channel that is far above the others makes the steps coarse for the 31 beside
-// it. 2.7 % of the default model's blocks have more than half of all rounding errors.
+// it. 1.6 % of the default model's blocks, those that stand out, have a third of all squared
+// errors.
 struct Int8Remainder {
   Int8Block block;
   std::int32_t chunk;  // whose; -1: none, nor any behind it

@@ -22,17 +22,25 @@ namespace trimpot {
 inline std::vector<double> rounded_to_int8(const Kernels& kernels, const std::vector<double>& x,
                                            std::int64_t columns) {
   const auto tokens = static_cast<std::int64_t>(x.size()) / columns;
-  const std::int64_t blocks = (columns + 31) / 32;
+  const std::int64_t blocks = (columns + 31) / 32, most = most_remainders(blocks);
   AlignedBuffer<float> values(x.size());
   AlignedBuffer<Int8Block> rounded(tokens * blocks);
+  AlignedBuffer<Int8Remainder> remainders(tokens * most);
   std::copy(x.begin(), x.end(), values.data());
-  kernels.quantize(values.data(), columns, columns, 0, tokens, {rounded.data(), blocks});
+  const Int8View view{rounded.data(), blocks, nullptr, remainders.data()};
+  kernels.quantize(values.data(), columns, columns, 0, tokens, view);
   std::vector<double> out;
-  for (std::int64_t t = 0; t < tokens; ++t)
-    for (std::int64_t j = 0; j < columns; ++j) {
-      const Int8Block& block = rounded[t * blocks + j / 32];
-      out.push_back(double{block.scale} * block.codes[j % 32]);
+  const auto value = [](const Int8Block& block, std::int64_t j) {
+    return double{block.scale} * block.codes[j % 32];
+  };
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t j = 0; j < columns; ++j) out.push_back(value(view.row(t)[j / 32], j));
+    for (std::int64_t i = 0; i < most && view.remainders_of(t)[i].chunk >= 0; ++i) {
+      const std::int64_t first = 32 * view.remainders_of(t)[i].chunk;
+      for (std::int64_t j = first; j < std::min(columns, first + 32); ++j)
+        out[t * columns + j] += value(view.remainders_of(t)[i].block, j);
     }
+  }
   return out;
 }
 
