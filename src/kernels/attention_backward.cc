@@ -11,7 +11,7 @@ namespace trimpot {
 namespace {
 
 // Queries of one head that are scored together: whole blocks of the products of floats (12 rows)
-// and of rounded numbers (12 or 32).
+// and of rounded numbers (6, 12 or 32).
 constexpr std::int64_t kFloatRows = 36;
 std::int64_t rounded_rows(const Kernels& kernels) { return round_up(32, kernels.panel_rows); }
 

@@ -252,9 +252,9 @@ void unpack_columns_rounded(const MatrixView& w, std::int64_t chunk, std::int64_
   unpack(w, chunk, tile_begin, tile_end, panel, scales);
 }
 
-// dy [tokens, rows] x panel: 12 x 2 accumulators, 12 broadcasts and 2 loads per 24 dot products, so
-// neither the loads nor the latency limit it. After a block of 128 rows the sums, exact so far, go
-// to c. kHalves: 1 where only 16 columns are wanted (weak ones, the rest of 560).
+// dy [tokens, rows] x panel; with AVX-512 12 x 2 accumulators, 12 broadcasts and 2 loads per 24 dot
+// products, so neither the loads nor the latency limit it. After a block of 128 rows the sums,
+// exact so far, go to c. kHalves: 1 where only 16 columns are wanted (weak ones, the rest of 560).
 template <class S, class Form, int kTokens, int kHalves, class View>
 void multiply_rounded_block(const View& dy, std::int64_t token, const typename Form::Code* panel,
                             const float* panel_scales, std::int64_t rows, float* c,
@@ -294,8 +294,13 @@ void multiply_rounded_block(const View& dy, std::int64_t token, const typename F
       for (int half = 0; half < kHalves; ++half) {
         const int left = columns - half * 16, count = left < 16 ? left : 16;
         float* to = c + t * c_stride + half * 16;
-        const auto old = add ? S::load_first(to, count) : S::zero();
-        S::store_first(to, S::fma(S::to_float(sum[t][half]), scale, old), count);
+        const bool whole = left >= 16;
+        const auto old = !add ? S::zero() : whole ? S::load(to) : S::load_first(to, count);
+        const auto value = S::fma(S::to_float(sum[t][half]), scale, old);
+        if (whole)
+          S::store(to, value);
+        else
+          S::store_first(to, value, count);
       }
     }
   }
@@ -305,16 +310,23 @@ template <class S, class Form, class View>
 void multiply_rounded(const View& dy, const typename Form::Code* panel, const float* panel_scales,
                       std::int64_t rows, std::int64_t token_begin, std::int64_t token_end, float* c,
                       std::int64_t c_stride, int columns, bool add) {
-  std::int64_t token = token_begin;
-  const auto block = [&]<int kTokens>() {
-    const auto multiply = columns > 16 ? multiply_rounded_block<S, Form, kTokens, 2, View>
-                                       : multiply_rounded_block<S, Form, kTokens, 1, View>;
-    multiply(dy, token, panel, panel_scales, rows, c + token * c_stride, c_stride, columns, add);
-    token += kTokens;
-  };
-  while (token + 12 <= token_end) block.template operator()<12>();
-  while (token + 4 <= token_end) block.template operator()<4>();
-  while (token < token_end) block.template operator()<1>();
+  constexpr int kWidth = 16 * S::kHalvesRounded;
+  for (int column = 0; column < columns; column += kWidth, panel += kWidth * Form::kRows) {
+    std::int64_t token = token_begin;
+    const auto block = [&]<int kTokens>() {
+      const int left = columns - column;
+      const auto multiply = S::kHalvesRounded == 2 && left > 16
+                                ? multiply_rounded_block<S, Form, kTokens, S::kHalvesRounded, View>
+                                : multiply_rounded_block<S, Form, kTokens, 1, View>;
+      multiply(dy, token, panel, panel_scales, rows, c + token * c_stride + column, c_stride, left,
+               add);
+      token += kTokens;
+    };
+    while (token + S::kMaxRowsRounded <= token_end) block.template operator()<S::kMaxRowsRounded>();
+    if constexpr (S::kMaxRowsRounded > 4)
+      while (token + 4 <= token_end) block.template operator()<4>();
+    while (token < token_end) block.template operator()<1>();
+  }
 }
 
 template <class S>

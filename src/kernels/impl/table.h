@@ -29,14 +29,16 @@ constexpr Kernels make_kernels() {
     k.unpack_columns_rounded = unpack_columns_rounded<S, Int16Rows>;
     k.multiply_rounded = multiply_rounded<S, Int16Rows, RoundedView>;
     k.round_row = to_int16<S>;
-    k.unpack_columns_bytes = unpack_columns_rounded<S, ByteRows>;
-    k.multiply_bytes = multiply_rounded<S, ByteRows, RoundedBytes>;
-    k.round_row_bytes = to_bytes<S>;
     k.multiply_panels = multiply_panels_int16<S>;
-    k.panel_rows = 12;
+    k.panel_rows = S::kMaxRowsRounded;
     k.round_pairs = round_pairs_int16<S>;
     k.round_columns = round_columns_int16<S>;
     k.peak_rounded = {peak_int16<S>, 12 * 32};
+    if constexpr (S::kByteProducts) {
+      k.unpack_columns_bytes = unpack_columns_rounded<S, ByteRows>;
+      k.multiply_bytes = multiply_rounded<S, ByteRows, RoundedBytes>;
+      k.round_row_bytes = to_bytes<S>;
+    }
   }
   k.scale_gradient_int8 = scale_gradient_int8<S>;
   k.output_sums = output_sums<S>;

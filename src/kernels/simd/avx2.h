@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -17,8 +18,11 @@ struct Avx2 {
   static constexpr int kMaxRowsOfTile = 6;
   static constexpr int kMaxRowsI8 = 4;
   static constexpr int kMaxTiles = 1;
-  static constexpr int kVectors = 8;               // of 16 lanes
-  static constexpr bool kRoundedProducts = false;  // no faster than f32's
+  static constexpr int kVectors = 8;  // of 16 lanes
+  // 16 products and an addition for each two vectors take 0.69 of the time of f32's (Zen 3).
+  static constexpr bool kRoundedProducts = true;
+  static constexpr bool kByteProducts = false;  // sums of bytes overflow 16 bits
+  static constexpr int kMaxRowsRounded = 6, kHalvesRounded = 1;
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = false;  // 16 vectors of codes fit the registers
   static constexpr bool kWeakForMany = false;
@@ -262,6 +266,79 @@ struct Avx2 {
                               _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
     };
     return {pick(a.low), pick(a.high)};
+  }
+  static void store_int16(std::int16_t* to, F a, F b) {  // 32 numbers
+    const auto pack = [](std::int16_t* half, F of) {
+      const __m256i lanes =
+          _mm256_packs_epi32(_mm256_cvtps_epi32(of.low), _mm256_cvtps_epi32(of.high));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(half), _mm256_permute4x64_epi64(lanes, 0xd8));
+    };
+    pack(to, a);
+    pack(to + 16, b);
+  }
+  // The bits of magnitudes: those of numbers are in their order, infinity and NaN above them.
+  static I max_bits(I most, F a) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    const auto larger = [&](__m256i old, __m256 of) {
+      return _mm256_max_epi32(old, _mm256_and_si256(_mm256_castps_si256(of), magnitude));
+    };
+    return {larger(most.low, a.low), larger(most.high, a.high)};
+  }
+  static float highest_bits(I most) {
+    const __m256i eight = _mm256_max_epi32(most.low, most.high);
+    const __m128i four =
+        _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return std::bit_cast<float>(_mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1))));
+  }
+  // Pairs of neighbouring rows (2i, 2i+1), interleaved per column: the operand of dot_pairs.
+  static void store_int16_pairs(std::int16_t* to, F even, F odd) {
+    const auto pair = [](std::int16_t* half, __m256 low, __m256 high) {
+      const __m256i above = _mm256_slli_epi32(_mm256_cvtps_epi32(high), 16);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(half),
+                          _mm256_blend_epi16(_mm256_cvtps_epi32(low), above, 0xaa));
+    };
+    pair(to, even.low, odd.low);
+    pair(to + 16, even.high, odd.high);
+  }
+  // From the 8 steps of a chunk, [16 rows][4 columns] each: the codes of rows 2p and 2p + 1 in
+  // columns 16 h .. 16 h + 15 as bytes 0 and 3 of each lane of pairs[2 p + h]; the others are 0.
+  static void row_pairs(const B (&step)[8], B (&pairs)[16]) {
+    __m256 rows[16];  // of 8 steps, 4 codes each: 32 columns
+    for (int i = 0; i < 8; ++i) {
+      rows[i] = _mm256_castsi256_ps(step[i].low);
+      rows[8 + i] = _mm256_castsi256_ps(step[i].high);
+    }
+    transpose8([&](int row) -> __m256& { return rows[row]; });
+    transpose8([&](int row) -> __m256& { return rows[8 + row]; });
+    for (int p = 0; p < 8; ++p) {
+      const __m256i even = _mm256_castps_si256(rows[2 * p]),
+                    odd = _mm256_castps_si256(rows[2 * p + 1]);
+      const auto of = [](__m128i low, __m128i high) {
+        return _mm256_or_si256(_mm256_cvtepu8_epi32(low),
+                               _mm256_slli_epi32(_mm256_cvtepu8_epi32(high), 24));
+      };
+      const auto half = [&](__m128i a, __m128i b) -> B {
+        return {of(a, b), of(_mm_srli_si128(a, 8), _mm_srli_si128(b, 8))};
+      };
+      pairs[2 * p] = half(_mm256_castsi256_si128(even), _mm256_castsi256_si128(odd));
+      pairs[2 * p + 1] = half(_mm256_extracti128_si256(even, 1), _mm256_extracti128_si256(odd, 1));
+    }
+  }
+  // acc[i] += pairs[2i] * two[0] + pairs[2i+1] * two[1]
+  static I dot_pairs(I acc, const std::int16_t* pairs, const std::int16_t* two) {
+    std::int32_t both;
+    std::memcpy(&both, two, 4);
+    const __m256i factor = _mm256_set1_epi32(both);
+    const auto product = [&](const std::int16_t* from) {
+      return _mm256_madd_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), factor);
+    };
+    const __m256i low = product(pairs), high = product(pairs + 16);
+    // Sums stay in their registers. GCC would copy each for every step, and of 6 x 2 some to the
+    // stack: 45 instead of 72 G multiply-adds/s.
+    asm("vpaddd %1, %0, %0" : "+x"(acc.low) : "x"(low));
+    asm("vpaddd %1, %0, %0" : "+x"(acc.high) : "x"(high));
+    return acc;
   }
   // Four blocks of 8 x 8, those off the diagonal change places.
   static void transpose(F* rows) {

@@ -20,6 +20,8 @@ struct Avx512 {
   static constexpr int kMaxTiles = 2;
   static constexpr int kVectors = 32;
   static constexpr bool kRoundedProducts = true;  // twice as many a second as f32's
+  static constexpr bool kByteProducts = true;
+  static constexpr int kMaxRowsRounded = 12, kHalvesRounded = 2;
   static constexpr bool kUnpacksForMany = true;
   static constexpr bool kPairsOfCodes = true;  // 16 vectors of codes fit the registers
   static constexpr bool kWeakForMany = true;
