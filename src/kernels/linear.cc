@@ -235,11 +235,10 @@ void linear_codes(Compute& compute, const LinearOutput& output, const Plan& plan
                        pairs.begin, pairs.end, output.y + own.begin * rows, add, member);
       continue;
     }
-    for (std::int64_t token = own.begin; token < own.end; token += kTokenBlock)
-      compute.kernels.linear_int8(w, x.int8, token, std::min(own.end, token + kTokenBlock),
-                                  pairs.begin * 2, std::min(pairs.end * 2, w.tiles),
-                                  stretch.mixed ? plan.of_token.data() : nullptr,
-                                  plan.beside ? &*plan.beside : nullptr, output.y, rows, add);
+    compute.kernels.linear_int8(w, x.int8, own.begin, own.end, pairs.begin * 2,
+                                std::min(pairs.end * 2, w.tiles),
+                                stretch.mixed ? plan.of_token.data() : nullptr,
+                                plan.beside ? &*plan.beside : nullptr, output.y, rows, add);
   }
 }
 
@@ -261,30 +260,38 @@ void linear_weak(Compute& compute, const LinearOutput& output, const Plan& plan,
                });
 }
 
-// These tokens and pairs of tiles of one layer: codes, weak columns, and last, while the codes are
-// in the caches, what rounding left of activations that stand out.
+// What rounding left of activations that stand out.
+void add_remainders(Compute& compute, const LinearOutput& output, const Plan& plan, Range tokens,
+                    Range pairs) {
+  for (const Stretch& stretch : plan.stretches()) {
+    const Range own = tokens.within(stretch.begin, stretch.end);
+    compute.kernels.add_remainders(stretch.codes, plan.x.int8, own.begin, own.end, pairs.begin * 2,
+                                   std::min(pairs.end * 2, stretch.codes.tiles),
+                                   stretch.mixed ? plan.of_token.data() : nullptr, output.y,
+                                   stretch.codes.rows);
+  }
+}
+
+// These tokens and pairs of tiles of one layer: codes, weak columns, and last, while codes and sums
+// are in the caches, remainders.
 void linear_pairs(Compute& compute, const LinearOutput& output, const Plan& plan,
                   const Activations& activations, std::int64_t all_tokens, Range tokens,
                   Range pairs, int member) {
   if (output.base != nullptr && output.base != output.y) copy_base(output, tokens, pairs);
   const bool remainders = plan.int8 && plan.x.int8.remainders != nullptr;
-  // Of few tokens they follow at once: 16 tiles of 576 columns are 80 KB.
-  constexpr std::int64_t kPairs = 8;
-  const bool few = tokens.end - tokens.begin <= kMostTokensAhead;
-  const std::int64_t step = !remainders ? pairs.end - pairs.begin : few ? kPairs : 1;
-  for (std::int64_t begin = pairs.begin; begin < pairs.end; begin += step) {
-    const Range part{begin, std::min(pairs.end, begin + step)};
-    linear_codes(compute, output, plan, tokens, part, member);
-    linear_weak(compute, output, plan, activations, all_tokens, tokens, part, member);
-    if (!remainders) continue;
-    for (const Stretch& stretch : plan.stretches()) {
-      const Range own = tokens.within(stretch.begin, stretch.end);
-      compute.kernels.add_remainders(stretch.codes, plan.x.int8, own.begin, own.end, part.begin * 2,
-                                     std::min(part.end * 2, stretch.codes.tiles),
-                                     stretch.mixed ? plan.of_token.data() : nullptr, output.y,
-                                     stretch.codes.rows);
+  const std::int64_t count = tokens.end - tokens.begin;
+  // Of few tokens the caches have to hold codes, 80 KB of 16 tiles of 576 columns, else sums.
+  const std::int64_t most_pairs = count <= kMostTokensAhead ? 8 : 1;
+  const std::int64_t step = remainders ? most_pairs : pairs.end - pairs.begin;
+  const std::int64_t block = plan.int8 ? kTokenBlock : count;
+  for (std::int64_t token = tokens.begin; token < tokens.end; token += block)
+    for (std::int64_t pair = pairs.begin; pair < pairs.end; pair += step) {
+      const Range some{token, std::min(tokens.end, token + block)};
+      const Range part{pair, std::min(pairs.end, pair + step)};
+      linear_codes(compute, output, plan, some, part, member);
+      linear_weak(compute, output, plan, activations, all_tokens, some, part, member);
+      if (remainders) add_remainders(compute, output, plan, some, part);
     }
-  }
 }
 
 std::int64_t pairs_of(const LinearOutput& output) {
