@@ -14,6 +14,7 @@ namespace trimpot::impl {
 //   y    = fma(part, scale, y)                         NF4: scale * kByteScale
 //   y    = fma(fma(-zero, scaled_sum, part), scale, y)    where there are zeros
 //   y    = fma(offset, scaled_sum, fma(part, scale, y))   where there are offsets
+
 // Remainders of one chunk, those of `count` tokens; some may lack one.
 struct RemainderRun {
   const Int8Remainder* first;
