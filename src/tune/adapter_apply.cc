@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/half.h"
+#include "kernels/kernels.h"
 #include "model/stored.h"
 #include "tune/adapter_parts.h"
 #include "tune/scale_groups.h"
@@ -10,23 +11,51 @@
 namespace trimpot {
 namespace {
 
-// The packed rows of a tile, each beginning at its numbers in the file, [rows, groups].
-struct TileRows {
-  const f16* row[kTileRows];
-  std::int64_t count;  // of rows; a last tile may have fewer
+// What adapters have learned of a layer's groups: one of them at most, see check_conflicts().
+struct LearnedGroups {
+  const std::vector<f16>*scales = nullptr, *zeros = nullptr;  // null: nothing
 };
-TileRows tile_rows(const f16* from, const ColumnOrder& rows, std::int64_t tile,
-                   const Matrix& matrix) {
-  TileRows out{{}, std::min<std::int64_t>(kTileRows, matrix.rows() - tile * kTileRows)};
-  for (std::int64_t i = 0; i < out.count; ++i)
-    out.row[i] = from + original(rows, tile * kTileRows + i) * matrix.groups();
+LearnedGroups learned_groups(std::span<const Adapter> adapters, std::size_t index) {
+  LearnedGroups out;
+  for (const Adapter& adapter : adapters) {
+    const AdapterPart& part = adapter.layers[index];
+    if (!part.scale.empty()) out.scales = &part.scale;
+    if (!part.zero.empty()) out.zeros = &part.zero;
+  }
   return out;
 }
 
-// One group of them side by side; zero beyond the matrix's rows.
-void take_group(const TileRows& from, std::int64_t group, f16* to) {
-  for (std::int64_t i = 0; i < from.count; ++i) to[i] = from.row[i][group];
-  for (std::int64_t i = from.count; i < kTileRows; ++i) to[i] = 0;
+// Memory for them on huge pages, if there is much: 13 MB on pages of 4 KiB took half of the time
+// of making an adapter ready, and a token reads them all.
+void reserve_groups(std::span<const Adapter> adapters, const Model& model, Overlay& overlay) {
+  constexpr std::size_t kMuch = std::size_t{4} << 20;
+  const auto for_each = [&](auto&& use) {
+    for (std::size_t index = 0; index < model.linear_count(); ++index) {
+      const LearnedGroups learned = learned_groups(adapters, index);
+      if (learned.scales != nullptr || learned.zeros != nullptr)
+        use(model.linear(index).weight, learned.zeros != nullptr, overlay.linears[index]);
+    }
+  };
+  std::size_t count = 0;
+  for_each([&](const Matrix& matrix, bool, LinearOverlay&) {
+    count += matrix.scales().size() + matrix.zeros().size() + matrix.offsets().size();
+  });
+  if (count * sizeof(f16) < kMuch) return;
+  overlay.memory = std::make_unique<Arena>();
+  for_each([&](const Matrix& matrix, bool zeros, LinearOverlay& out) {
+    out.scales.reserve(matrix.scales().size(), overlay.memory.get());
+    out.offsets.reserve(matrix.offsets().size(), overlay.memory.get());
+    if (zeros) out.zeros.reserve(matrix.zeros().size(), overlay.memory.get());
+  });
+}
+
+// The numbers of a tile's rows in packed order, [groups][16], from a file's, [rows, groups].
+void pack_tile(const std::vector<f16>& from, const ColumnOrder& rows, std::int64_t tile,
+               const Matrix& matrix, f16* to) {
+  const f16* row[kTileRows] = {};
+  for (std::int64_t i = 0; i < kTileRows && tile * kTileRows + i < matrix.rows(); ++i)
+    row[i] = from.data() + original(rows, tile * kTileRows + i) * matrix.groups();
+  pack_groups(row, matrix.groups(), to);
 }
 
 // The row and group of the first number that is not finite.
@@ -106,55 +135,49 @@ WeakSum sum_weak(std::span<const Adapter> adapters, std::size_t index, std::int6
   sum.values.resize(static_cast<std::size_t>(rows) * count);
   for (const Adapter& adapter : adapters) {
     const AdapterPart& part = adapter.layers[index];
-    for (std::size_t c = 0; c < part.weak_columns.size(); ++c) {
-      const auto at = static_cast<std::size_t>(
-          std::find(sum.channels.begin(), sum.channels.end(), part.weak_columns[c]) -
-          sum.channels.begin());
-      for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row)
-        sum.values[row * count + at] +=
-            adapter.factor * part.weak[row * part.weak_columns.size() + c];
-    }
+    std::vector<std::size_t> places;  // of its channels
+    for (const std::int32_t channel : part.weak_columns)
+      places.push_back(static_cast<std::size_t>(
+          std::find(sum.channels.begin(), sum.channels.end(), channel) - sum.channels.begin()));
+    const float* from = part.weak.data();
+    for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row)
+      for (const std::size_t place : places)
+        sum.values[row * count + place] += adapter.factor * *from++;
   }
   return sum;
 }
 
 Status overlay_scales(std::span<const Adapter> adapters, std::size_t index, const Model& model,
                       LinearOverlay& out) {
-  const std::vector<f16>*scales = nullptr, *zeros = nullptr;
   for (const Adapter& adapter : adapters) {
     const AdapterPart& part = adapter.layers[index];
-    if (!part.scale.empty()) scales = &part.scale;
-    if (!part.zero.empty()) zeros = &part.zero;
     if ((!part.scale.empty() || !part.zero.empty()) && adapter.factor != 1.0f)
       return fail(
           "{}: scales and zero-points are final values; a factor of {} has no meaning for them",
           adapter.path, adapter.factor);
   }
+  const auto [scales, zeros] = learned_groups(adapters, index);
   if (scales == nullptr && zeros == nullptr) return {};
   const Matrix& matrix = model.linear(index).weight;
   const ColumnOrder rows = linear_axes(model, index).rows;
   const bool moves_zeros = matrix.has_zeros() && zeros != nullptr;  // else they stay the base's
   const std::span<const f16> centres = moves_zeros ? matrix.zeros() : matrix.offsets();
   const GroupLanes base{matrix.scales().data(), centres.data(), moves_zeros};
-  out.scales.resize(matrix.scales().size());
   AlignedBuffer<f16>& to_centres = moves_zeros ? out.zeros : out.offsets;
-  to_centres.resize(centres.size());
-  alignas(64) f16 new_scales[kTileRows], new_zeros[kTileRows];
+  out.scales.reserve(matrix.scales().size());
+  to_centres.reserve(centres.size());
+  const auto of_tile = static_cast<std::size_t>(matrix.groups()) * kTileRows;
+  std::vector<f16> new_scales(of_tile), new_zeros(of_tile);
   bool good = true;
   for (std::int64_t tile = 0; tile < matrix.view().tiles; ++tile) {
-    TileRows scale_rows{}, zero_rows{};
-    if (scales != nullptr) scale_rows = tile_rows(scales->data(), rows, tile, matrix);
-    if (zeros != nullptr) zero_rows = tile_rows(zeros->data(), rows, tile, matrix);
-    for (std::int64_t group = 0; group < matrix.groups(); ++group) {
-      const std::size_t at = matrix.scale_index(tile * kTileRows, group);
-      if (scales != nullptr) take_group(scale_rows, group, new_scales);
-      if (zeros != nullptr) take_group(zero_rows, group, new_zeros);
-      const bool finite =
-          commit_lanes(lanes_at(base, at), scales != nullptr ? new_scales : base.scales + at,
-                       zeros != nullptr ? new_zeros : nullptr, out.scales.data() + at,
-                       centres.empty() ? nullptr : to_centres.data() + at);
-      good = finite && good;
-    }
+    const std::size_t at = matrix.scale_index(tile * kTileRows, 0);
+    if (scales != nullptr) pack_tile(*scales, rows, tile, matrix, new_scales.data());
+    if (zeros != nullptr) pack_tile(*zeros, rows, tile, matrix, new_zeros.data());
+    good = commit_lanes(lanes_at(base, at), of_tile,
+                        scales != nullptr ? new_scales.data() : base.scales + at,
+                        zeros != nullptr ? new_zeros.data() : nullptr, out.scales.data() + at,
+                        centres.empty() ? nullptr : to_centres.data() + at) &&
+           good;
   }
   if (good) return {};
   return fail("tensor {}, {}: not a finite number", linear_tensor_name(index),
@@ -166,24 +189,37 @@ Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, L
   const ColumnOrder rows = linear_axes(model, index).rows;
   const std::vector<std::int32_t> channels = weak_channels(model, index);
   out.weak = model.linear(index).weak.clone();
-  const std::span<f16> values = out.weak.dense_f16();
-  for (std::size_t c = 0; c < sum.channels.size(); ++c) {
-    const auto found = std::find(channels.begin(), channels.end(), sum.channels[c]);
-    if (found == channels.end() || values.empty())
+  std::vector<std::int64_t> places;  // of the adapters' channels among the layer's
+  for (const std::int32_t channel : sum.channels) {
+    const auto found = std::find(channels.begin(), channels.end(), channel);
+    if (found == channels.end() || out.weak.dense_f16().empty())
       return fail(
           "{}: channel {} of the adapter is none of this model's weak columns; `trimpot "
           "quantize --weak-columns-from` makes a model that has the same ones",
-          linear_tensor_name(index), sum.channels[c]);
-    for (std::int64_t row = 0; row < out.weak.rows(); ++row) {
-      const float difference =
-          sum.values[static_cast<std::size_t>(original(rows, row)) * sum.channels.size() + c];
-      if (difference == 0.0f) continue;  // -0 stays
-      f16& value = values[out.weak.dense_index(row, found - channels.begin())];
-      value = f32_to_f16(f16_to_f32(value) + difference);
-      if (!is_finite(value))
-        return fail("tensor {}, row {}, channel {}: the sum exceeds 16-bit floats",
-                    linear_tensor_name(index), original(rows, row), sum.channels[c]);
+          linear_tensor_name(index), channel);
+    places.push_back(found - channels.begin());
+  }
+  TRIMPOT_TRY(const Kernels* kernels, select_kernels());
+  const std::int64_t lanes = out.weak.columns() * kTileRows;  // of a tile
+  std::vector<float> wide(static_cast<std::size_t>(lanes));
+  for (std::int64_t begin = 0; begin < out.weak.rows(); begin += kTileRows) {
+    f16* tile = out.weak.dense_f16().data() + out.weak.dense_index(begin, 0);
+    kernels->widen_f16(tile, lanes, wide.data());
+    const std::int64_t count = std::min<std::int64_t>(kTileRows, out.weak.rows() - begin);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float* difference =
+          sum.values.data() + original(rows, begin + i) * static_cast<std::int64_t>(places.size());
+      for (std::size_t c = 0; c < places.size(); ++c) {
+        float& value = wide[static_cast<std::size_t>(places[c] * kTileRows + i)];
+        value = difference[c] == 0.0f ? value : value + difference[c];  // -0 stays
+      }
     }
+    kernels->narrow_f16(wide.data(), lanes, tile);
+    for (std::int64_t lane = 0; lane < lanes; ++lane)
+      if (!is_finite(tile[lane]))
+        return fail("tensor {}, row {}, channel {}: the sum exceeds 16-bit floats",
+                    linear_tensor_name(index), original(rows, begin + lane % kTileRows),
+                    channels[static_cast<std::size_t>(lane / kTileRows)]);
   }
   return {};
 }
@@ -224,6 +260,7 @@ Result<Overlay> make_overlay(std::span<const Adapter> adapters, const Model& mod
   TRIMPOT_TRY_VOID(check_conflicts(adapters, false));
   Overlay overlay;
   overlay.linears.resize(model.linear_count());
+  reserve_groups(adapters, model, overlay);
   const auto make = [&](std::size_t index) {
     return overlay_linear(adapters, index, model, overlay.linears[index]);
   };

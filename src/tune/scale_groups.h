@@ -22,10 +22,14 @@ struct GroupLanes {
 // From those of a whole matrix; `index` is a multiple of 16.
 GroupLanes lanes_at(const GroupLanes& all, std::size_t index);
 
-// The rule above for each row. `zeros` null: zero-points are not learned. `to_centres` is not
-// looked at where the base has none. Returns whether all results are finite.
-bool commit_lanes(const GroupLanes& base, const f16* scales, const f16* zeros, f16* to_scales,
-                  f16* to_centres);
+// The rule above for `count` lanes, those of whole groups that lie one after the other. `zeros`
+// null: zero-points are not learned. `to_centres` is not looked at where the base has none. Returns
+// whether all results are finite.
+bool commit_lanes(const GroupLanes& base, std::size_t count, const f16* scales, const f16* zeros,
+                  f16* to_scales, f16* to_centres);
+// Rows in packed order from those of a file: row[0..15] are `groups` numbers each (null: a row
+// beyond the matrix's, which becomes zeros), `to` is [groups][16].
+void pack_groups(const f16* const (&row)[kTileRows], std::int64_t groups, f16* to);
 // f16(s theta)
 void scale_lanes(const f16* base, const float* factors, f16* out);
 // z' = f16(z + shift); 0 where the group stays as it is.

@@ -155,7 +155,7 @@ class ScaleTuning final : public TuningMethod {
       if (target.scales)
         scale_lanes(old.scales, masters(target.scale_begin, master), learned_scales);
       if (target.zeros) shift_lanes(old, masters(target.zero_begin, master), learned_zeros);
-      good = commit_lanes(old, target.scales ? learned_scales : old.scales,
+      good = commit_lanes(old, kTileRows, target.scales ? learned_scales : old.scales,
                           target.zeros ? learned_zeros : nullptr, scales + index,
                           centres != nullptr ? centres + index : nullptr) &&
              good;

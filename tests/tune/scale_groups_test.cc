@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <vector>
 
 #include "base/half.h"
 #include "support/random.h"
@@ -43,7 +44,7 @@ GroupValues committed_group(GroupValues base, f16 scale, std::optional<f16> zero
   centres.fill(base.centre);
   learned.fill(scale);
   zeros.fill(zero.value_or(0));
-  commit_lanes({scales.data(), centres.data(), base.is_zero}, learned.data(),
+  commit_lanes({scales.data(), centres.data(), base.is_zero}, kTileRows, learned.data(),
                zero ? zeros.data() : nullptr, to_scales.data(), to_centres.data());
   return {to_scales[0], to_centres[0], base.is_zero};
 }
@@ -107,29 +108,37 @@ bool same_number(f16 a, f16 b) {
   return a == b || (is_nan(a) && is_nan(b));
 }
 
-// The 16 rows side by side against the rule for one group, any bits: zero scales, subnormals,
-// zero-points too large to move, learned values that are not finite.
-TEST(CommittedGroup, SixteenRowsAreTheSameRule) {
+// Many lanes at once against the rule for one group, any bits: zero scales, subnormals, zero-points
+// too large to move, learned values that are not finite.
+TEST(CommittedGroup, ManyLanesAreTheSameRule) {
   RandomStream random(3);
   const auto any = [&](double zero_share) {
     return random.uniform() < zero_share ? f16{0} : static_cast<f16>(random.bits());
   };
-  for (int round = 0; round < 40000; ++round) {
-    std::array<f16, kTileRows> scales, centres, learned, zeros, to_scales, to_centres;
-    for (int i = 0; i < kTileRows; ++i) {
+  for (int round = 0; round < 4000; ++round) {
+    const std::size_t count = (1 + random.bits() % 40) * kTileRows;  // up to 640
+    // All learned values of every other round are finite.
+    const double largest = round % 2 == 0 ? 1e4 : 1e9;
+    const auto number = [&] {
+      return f32_to_f16(static_cast<float>(largest * (random.uniform() - 0.5)));
+    };
+    std::vector<f16> scales(count), centres(count), learned(count), zeros(count), to_scales(count),
+        to_centres(count);
+    for (std::size_t i = 0; i < count; ++i) {
       do scales[i] = any(0.1);
       while (!is_finite(scales[i]));
       do centres[i] = any(0.1);
       while (!is_finite(centres[i]));
-      learned[i] = any(0.1);
-      zeros[i] = any(0.1);
+      learned[i] = round % 3 == 0 ? any(0.1) : number();
+      zeros[i] = round % 3 == 0 ? any(0.1) : number();
     }
-    const bool stored = round & 1, learns = round & 2, has = (round & 12) != 12;
+    const bool stored = round & 4, learns = round & 8, has = (round & 48) != 48;
     const GroupLanes base{scales.data(), has ? centres.data() : nullptr, has && stored};
-    const bool good = commit_lanes(base, learned.data(), has && learns ? zeros.data() : nullptr,
-                                   to_scales.data(), has ? to_centres.data() : nullptr);
+    const bool good =
+        commit_lanes(base, count, learned.data(), has && learns ? zeros.data() : nullptr,
+                     to_scales.data(), has ? to_centres.data() : nullptr);
     bool all_finite = true;
-    for (int i = 0; i < kTileRows; ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
       const GroupValues want =
           by_rule({scales[i], has ? centres[i] : f16{0}, has && stored}, learned[i],
                   has && learns ? std::optional<f16>(zeros[i]) : std::nullopt);
@@ -141,6 +150,27 @@ TEST(CommittedGroup, SixteenRowsAreTheSameRule) {
     }
     ASSERT_EQ(good, all_finite);
   }
+}
+
+// Row i of a file to lane i of each group; rows beyond the matrix's are zeros.
+TEST(PackGroups, EveryNumberIsInItsLane) {
+  for (const std::int64_t groups : {1, 7, 8, 9, 18, 48})
+    for (const int rows : {16, 9, 1}) {
+      const auto value = [&](int row, std::int64_t group) {
+        return static_cast<f16>(1 + row * groups + group);
+      };
+      std::vector<f16> file, packed(static_cast<std::size_t>(groups * kTileRows), f16{0xffff});
+      for (int row = 0; row < rows; ++row)
+        for (std::int64_t group = 0; group < groups; ++group) file.push_back(value(row, group));
+      const f16* row[kTileRows] = {};
+      for (int i = 0; i < rows; ++i) row[i] = file.data() + (rows - 1 - i) * groups;
+      pack_groups(row, groups, packed.data());
+      for (std::int64_t group = 0; group < groups; ++group)
+        for (int i = 0; i < kTileRows; ++i)
+          ASSERT_EQ(packed[static_cast<std::size_t>(group * kTileRows + i)],
+                    i < rows ? value(rows - 1 - i, group) : 0)
+              << groups << " groups, " << rows << " rows";
+    }
 }
 
 }  // namespace
