@@ -10,6 +10,7 @@ namespace trimpot {
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512Kernels;
 // What AMX has of its own, in int8 and in bf16; the rest is AVX-512's.
 extern const Kernels kAmxParts, kAmxBf16Parts;

@@ -22,6 +22,11 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 4) != 0;
+}
+
 // Linux gives tiles to a process that asks for them, and to the threads that it starts then.
 bool has_amx() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -83,6 +88,11 @@ std::vector<IsaInfo> list_isas() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #endif
+#ifdef TRIMPOT_EMULATE_AVX_VNNI  // tests/kernels/emulated_vnni
+  const bool avx_vnni = avx2;
+#else
+  const bool avx_vnni = avx2 && has_avx_vnni();
+#endif
 #ifdef TRIMPOT_EMULATE_AMX  // tests/kernels/emulated
   const bool amx = avx512;
 #else
@@ -91,6 +101,7 @@ std::vector<IsaInfo> list_isas() {
   isas.push_back({&amx_kernels(), amx_kernels().name,
                   "AMX (tiles, int8, bf16), AVX-512 F, BW, DQ, VL, VNNI, BF16", amx});
   isas.push_back({&kAvx512Kernels, kAvx512Kernels.name, "AVX-512 F, BW, DQ, VL, VNNI", avx512});
+  isas.push_back({&kAvxVnniKernels, kAvxVnniKernels.name, "AVX2, FMA, F16C, AVX-VNNI", avx_vnni});
   isas.push_back({&kAvx2Kernels, kAvx2Kernels.name, "AVX2, FMA, F16C", avx2});
 #endif
   isas.push_back({&kScalarKernels, kScalarKernels.name, "nothing", true});

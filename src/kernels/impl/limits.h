@@ -27,33 +27,39 @@ float peak_f32(std::int64_t rounds, float start) {
 
 template <class S>
 float peak_int8(std::int64_t rounds, float start) {
-  std::int8_t codes[128];
-  for (int i = 0; i < 128; ++i)
-    codes[i] = static_cast<std::int8_t>(start) + static_cast<int>(i % 8);
-  const auto four = S::broadcast4(codes);
-  typename S::I sum[kChains<S>];
-  for (int i = 0; i < kChains<S>; ++i) sum[i] = S::zero_int();
-  for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round) {
-    // Never the same twice, or the product of AVX2 would be taken out of the loop.
-    const auto weights = S::load_bytes(reinterpret_cast<const std::uint8_t*>(codes) + round % 64);
+  // Products that are added in a second instruction need a register each until then.
+  constexpr int kSums = S::kWholeSums ? kChains<S> : kChains<S> / 3 * 2;
+  alignas(64) std::int8_t codes[kSums * 64];
+  for (int i = 0; i < kSums * 64; ++i)
+    codes[i] = static_cast<std::int8_t>(static_cast<int>(start) + i * i % 13);
+  typename S::I sum[kSums];
+  for (int i = 0; i < kSums; ++i) sum[i] = S::zero_int();
+  for (std::int64_t round = 0; round < rounds; ++round)
+#pragma GCC unroll 3
+    for (int step = 0; step < 12 / kSums; ++step) {
+      // Never the same twice, nor for two sums: AVX2's product would be made once.
+      const auto four = S::broadcast4(codes + round % 64 + 4 * step);
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::dot(sum[i], weights, four);
-  }
+      for (int i = 0; i < kSums; ++i)
+        sum[i] =
+            S::dot(sum[i], S::load_bytes(reinterpret_cast<std::uint8_t*>(codes) + 64 * i), four);
+    }
   auto total = S::to_float(sum[0]);
-  for (int i = 1; i < kChains<S>; ++i) total = S::add(total, S::to_float(sum[i]));
+  for (int i = 1; i < kSums; ++i) total = S::add(total, S::to_float(sum[i]));
   return S::sum(total);
 }
 
 template <class S>
 float peak_int16(std::int64_t rounds, float start) {
-  std::int16_t pairs[64];
-  for (int i = 0; i < 64; ++i)
-    pairs[i] = static_cast<std::int16_t>(static_cast<int>(start) + i % 8);
+  alignas(64) std::int16_t pairs[kChains<S> * 32];
+  for (int i = 0; i < kChains<S> * 32; ++i)
+    pairs[i] = static_cast<std::int16_t>(static_cast<int>(start) + i * i % 13);
   typename S::I sum[kChains<S>];
   for (int i = 0; i < kChains<S>; ++i) sum[i] = S::zero_int();
   for (std::int64_t round = 0; round < rounds * (12 / kChains<S>); ++round)
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains<S>; ++i) sum[i] = S::dot_pairs(sum[i], pairs + round % 32, pairs);
+    for (int i = 0; i < kChains<S>; ++i)
+      sum[i] = S::dot_pairs(sum[i], pairs + 32 * i, pairs + round % 64);
   auto total = S::to_float(sum[0]);
   for (int i = 1; i < kChains<S>; ++i) total = S::add(total, S::to_float(sum[i]));
   return S::sum(total);

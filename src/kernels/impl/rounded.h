@@ -323,8 +323,7 @@ void multiply_rounded(const View& dy, const typename Form::Code* panel, const fl
       token += kTokens;
     };
     while (token + S::kMaxRowsRounded <= token_end) block.template operator()<S::kMaxRowsRounded>();
-    if constexpr (S::kMaxRowsRounded > 4)
-      while (token + 4 <= token_end) block.template operator()<4>();
+    while (token + 4 <= token_end) block.template operator()<4>();
     while (token < token_end) block.template operator()<1>();
   }
 }
