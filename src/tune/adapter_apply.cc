@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "base/half.h"
-#include "kernels/kernels.h"
 #include "model/stored.h"
 #include "tune/adapter_parts.h"
 #include "tune/scale_groups.h"
@@ -199,12 +198,11 @@ Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, L
           linear_tensor_name(index), channel);
     places.push_back(found - channels.begin());
   }
-  TRIMPOT_TRY(const Kernels* kernels, select_kernels());
   const std::int64_t lanes = out.weak.columns() * kTileRows;  // of a tile
   std::vector<float> wide(static_cast<std::size_t>(lanes));
   for (std::int64_t begin = 0; begin < out.weak.rows(); begin += kTileRows) {
     f16* tile = out.weak.dense_f16().data() + out.weak.dense_index(begin, 0);
-    kernels->widen_f16(tile, lanes, wide.data());
+    converters().widen_f16(tile, lanes, wide.data());
     const std::int64_t count = std::min<std::int64_t>(kTileRows, out.weak.rows() - begin);
     for (std::int64_t i = 0; i < count; ++i) {
       const float* difference =
@@ -214,12 +212,12 @@ Status overlay_weak(const WeakSum& sum, std::size_t index, const Model& model, L
         value = difference[c] == 0.0f ? value : value + difference[c];  // -0 stays
       }
     }
-    kernels->narrow_f16(wide.data(), lanes, tile);
-    for (std::int64_t lane = 0; lane < lanes; ++lane)
-      if (!is_finite(tile[lane]))
-        return fail("tensor {}, row {}, channel {}: the sum exceeds 16-bit floats",
-                    linear_tensor_name(index), original(rows, begin + lane % kTileRows),
-                    channels[static_cast<std::size_t>(lane / kTileRows)]);
+    converters().narrow_f16(wide.data(), lanes, tile);
+    for (std::size_t c = 0; c < places.size(); ++c)
+      for (std::int64_t i = 0; i < count; ++i)
+        if (!is_finite(tile[places[c] * kTileRows + i]))
+          return fail("tensor {}, row {}, channel {}: the sum exceeds 16-bit floats",
+                      linear_tensor_name(index), original(rows, begin + i), sum.channels[c]);
   }
   return {};
 }

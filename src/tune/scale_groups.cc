@@ -4,8 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/kernels.h"
-
 namespace trimpot {
 namespace {
 
@@ -35,14 +33,6 @@ struct Floats {
   return zeros;
 }
 
-}  // namespace
-
-GroupLanes lanes_at(const GroupLanes& all, std::size_t index) {
-  return {all.scales + index, all.centres != nullptr ? all.centres + index : nullptr, all.is_zero};
-}
-
-namespace {
-
 // Lanes whose floats stay in the first-level cache.
 constexpr std::size_t kPiece = 16 * kTileRows;
 struct Piece {
@@ -57,14 +47,6 @@ Eight load(const std::uint16_t* from) {
   Eight numbers;
   std::memcpy(&numbers, from, sizeof numbers);
   return numbers;
-}
-
-// For conversions of many numbers: the CPU's instructions take a fifth of the time of base/half.h,
-// and give the same bits.
-const Kernels& converters() {
-  static const Kernels& fastest =
-      **select_kernels().or_else([](const Error&) { return kernels_by_name("scalar"); });
-  return fastest;
 }
 
 // Who stays, and where there are centres and they are offsets m, the new ones. Twice as fast with 8
@@ -143,6 +125,16 @@ void transpose(Eight (&rows)[8]) {
 }
 
 }  // namespace
+
+const Kernels& converters() {
+  static const Kernels& fastest =
+      **select_kernels().or_else([](const Error&) { return kernels_by_name("scalar"); });
+  return fastest;
+}
+
+GroupLanes lanes_at(const GroupLanes& all, std::size_t index) {
+  return {all.scales + index, all.centres != nullptr ? all.centres + index : nullptr, all.is_zero};
+}
 
 bool commit_lanes(const GroupLanes& base, std::size_t count, const f16* scales, const f16* zeros,
                   f16* to_scales, f16* to_centres) {
