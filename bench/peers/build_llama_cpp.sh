@@ -3,7 +3,7 @@
 #
 # usage: [JOBS=n] [PYTHON=python3] build_llama_cpp.sh DIR [TARGET...]
 #   DIR      gets the source package, the source tree and build/bin with the programs
-#   TARGET   default: llama-bench llama-perplexity llama-completion
+#   TARGET   default: llama-bench llama-perplexity llama-completion llama-finetune
 #   JOBS     parallel compilers (default: all cores); about 15 core minutes in all
 # The source comes from the source package of llama-cpp-python on PyPI, pinned, because that package vendors a
 # complete llama.cpp tree. A package that already lies in DIR is used as it is. Needs pip, cmake, ninja, a C++ compiler.
