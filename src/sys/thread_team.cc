@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 namespace trimpot {
@@ -79,8 +80,13 @@ ThreadTeam::ThreadTeam(int threads)
       stretches_(new Stretch[threads]),
       finished_(new Flag[threads]),
       ahead_(new Ahead[threads]) {
-  for (int member = 1; member < threads; ++member)
-    workers_.emplace_back([this, member] { work(member); });
+  workers_.reserve(static_cast<std::size_t>(threads - 1));
+  for (int member = 1; member < threads; ++member) try {
+      workers_.emplace_back([this, member] { work(member); });
+    } catch (const std::system_error&) {
+      size_ = member;  // read by others from the first run on
+      return;
+    }
 }
 
 ThreadTeam::~ThreadTeam() {
@@ -107,7 +113,17 @@ bool ThreadTeam::do_stretch(int member, int of, std::uint32_t run, const Work& w
     } while (!state.compare_exchange_weak(now, taken, std::memory_order_acq_rel,
                                           std::memory_order_acquire));
     now = taken;
-    work.call(work.context, begin, std::min(begin + work.grain, end), member);
+    call(work, begin, member);
+  }
+}
+
+void ThreadTeam::call(const Work& work, std::int64_t begin, int member) {
+  try {
+    work.call(work.context, begin, std::min(begin + work.grain, work.count), member);
+  } catch (...) {
+    const std::lock_guard lock(failure_mutex_);
+    if (!failure_) failure_ = std::current_exception();
+    failed_.store(true, std::memory_order_relaxed);  // seen at the join
   }
 }
 
@@ -127,6 +143,9 @@ void ThreadTeam::run(const Work& work) {
   for (int member = 1; member < size(); ++member)
     if (finished_[member].value.load(std::memory_order_acquire) == 4 * run + kHelping)
       wait_for_phase(finished_[member].value, run, kAllDone);
+  if (!failed_.load(std::memory_order_relaxed)) return;
+  failed_.store(false, std::memory_order_relaxed);
+  std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 // Returns when the member's stretch is done. A member that has not begun, because other programs

@@ -6,7 +6,9 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <thread>
 #include <type_traits>
@@ -16,7 +18,8 @@ namespace trimpot {
 
 class ThreadTeam {
  public:
-  // `threads` >= 1 counts the calling thread, which takes part.
+  // `threads` >= 1 counts the calling thread, which takes part. There are fewer where the system
+  // gives no more.
   explicit ThreadTeam(int threads);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
@@ -41,7 +44,8 @@ class ThreadTeam {
   // and returns when all are done; `member` (0 .. size() - 1) tells threads' scratch memory apart.
   // Each member takes the pieces of its own stretch in order, so that it reads memory in order, and
   // a little later what is left of the others': a core that the system took away for a moment does
-  // not hold them up. Not to be nested.
+  // not hold them up. Not to be nested. The first exception of the body, whoever met it, leaves
+  // for_each() when all are done.
   template <typename Body>
   void for_each(std::int64_t count, std::int64_t grain, Body&& body) {
     if (count <= 0) return;
@@ -68,6 +72,7 @@ class ThreadTeam {
   struct Ahead;
   void run(const Work& work);
   bool do_stretch(int member, int of, std::uint32_t run, const Work& work);
+  void call(const Work& work, std::int64_t begin, int member);
   void join(int member, std::uint32_t run, const Work& work);
   void work(int member);
   void help(int member, std::uint32_t run, const Work& work);
@@ -81,7 +86,7 @@ class ThreadTeam {
     std::atomic<const void*> context{nullptr};
     std::atomic<std::int64_t> count{0}, grain{0};
   };
-  const int size_;
+  int size_;
   Start start_;
   std::unique_ptr<Stretch[]> stretches_;  // per member
   struct alignas(64) Flag {
@@ -90,6 +95,9 @@ class ThreadTeam {
   std::unique_ptr<Flag[]> finished_;  // per member: 4 times the run, and a Phase
   std::unique_ptr<Ahead[]> ahead_;    // per member
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> failed_{false};
+  std::mutex failure_mutex_;
+  std::exception_ptr failure_;
   std::vector<std::thread> workers_;
 };
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <chrono>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -26,6 +27,31 @@ TEST(ThreadTeam, CoversEveryIndexOnce) {
         EXPECT_EQ(team.stretch_begin(count, grain, 0), 0);
         EXPECT_EQ(team.stretch_begin(count, grain, threads), count);
       }
+  }
+}
+
+// An exception of any member comes out of for_each() when nobody works on any more, and the team
+// goes on. Catches: a member's exception that ends the program, one that leaves while others still
+// use what it unwinds, one that is told again after the next run.
+TEST(ThreadTeam, ExceptionsReachTheCaller) {
+  for (const int threads : {1, 2, 3}) {
+    ThreadTeam team(threads);
+    for (int failing = 0; failing < 40; ++failing) {
+      std::atomic<int> at_work = 0;
+      const auto body = [&](std::int64_t begin, std::int64_t, int) {
+        ++at_work;
+        if (begin == failing) {
+          --at_work;
+          throw std::bad_alloc();
+        }
+        --at_work;
+      };
+      EXPECT_THROW(team.for_each(40, 1, body), std::bad_alloc);
+      ASSERT_EQ(at_work, 0);
+      std::atomic<int> done = 0;
+      team.for_each(40, 1, [&](std::int64_t, std::int64_t, int) { ++done; });
+      ASSERT_EQ(done, 40);
+    }
   }
 }
 
