@@ -191,10 +191,18 @@ Result<RecordFile> plain_text_file(const std::string& path, std::string_view tex
   return file;
 }
 
-bool ends_in_txt(const std::string& path) {
-  std::string ending = path.substr(path.size() - std::min<std::size_t>(4, path.size()));
-  for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return ending == ".txt";
+bool ends_with(const std::string& path, std::string_view ending) {
+  if (path.size() < ending.size()) return false;
+  return std::equal(
+      ending.begin(), ending.end(), path.end() - std::ssize(ending),
+      [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); });
+}
+
+// By the name where it says so: records whose first line is broken are not plain text.
+bool is_plain_text(const std::string& path, char first) {
+  if (ends_with(path, ".txt")) return true;
+  if (ends_with(path, ".json") || ends_with(path, ".jsonl")) return false;
+  return first != '{' && first != '[';
 }
 
 }  // namespace
@@ -210,8 +218,7 @@ Result<RecordFile> parse_records(const std::string& path, std::string_view text)
   const std::size_t first = text.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos)
     return fail("{}: the file is empty; training records or text are expected", path);
-  if (ends_in_txt(path) || (text[first] != '{' && text[first] != '['))
-    return plain_text_file(path, text);
+  if (is_plain_text(path, text[first])) return plain_text_file(path, text);
   RecordFile file;
   JsonPieces pieces(path, text);
   while (true) {

@@ -22,7 +22,7 @@ double kl(const float* teacher, double teacher_sum, const float* model, double m
     const double log_q = static_cast<double>(model[i]) - model_sum;
     sum += std::exp(log_p) * (log_p - log_q);
   }
-  return std::max(0.0, sum);
+  return sum < 0 ? 0 : sum;  // NaN stays
 }
 
 // In f64: differences of two nearly equal models are near f32's rounding.
@@ -140,6 +140,8 @@ Result<DivergenceResult> divergence(
     const std::size_t before = values.kl.size();
     TRIMPOT_TRY_VOID(pair.read(part, labels, window / 2, values));
     for (std::size_t i = before; i < values.kl.size(); ++i) sum += values.kl[i];
+    if (!std::isfinite(sum))
+      return fail("window {}: a model's predictions are not finite numbers", chunk + 1);
     if (progress) progress(chunk + 1, total, sum / static_cast<double>(values.kl.size()));
   }
   DivergenceResult result;

@@ -1,6 +1,7 @@
 #include "eval/likelihood.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "model/sampler.h"
@@ -292,6 +293,10 @@ Result<std::vector<std::vector<Likelihood>>> log_likelihoods(
   }
   GroupScorer scorer(compute, model, groups, longest);
   TRIMPOT_TRY_VOID(scorer.run(progress));
+  for (const auto& group : scorer.results())
+    for (const Likelihood& result : group)
+      if (!std::isfinite(result.sum()))
+        return fail("the model's predictions are not finite numbers");
   return std::move(scorer.results());
 }
 

@@ -67,6 +67,8 @@ Result<PerplexityResult> perplexity(
       squares += losses[static_cast<std::size_t>(row)] * losses[static_cast<std::size_t>(row)];
     }
     scored += window - 1 - first;
+    if (!std::isfinite(sum))
+      return fail("window {}: the model's predictions are not finite numbers", chunk + 1);
     result = summarize(sum, squares, scored, chunk + 1);
     if (progress) progress(result, total);
   }

@@ -9,6 +9,32 @@
 #include "format/ggml_blocks.h"
 
 namespace trimpot {
+namespace {
+
+// The first of `count` floats that is an infinity or NaN, whose exponent is all ones; `count` if
+// none is.
+template <typename Bits>
+std::int64_t first_not_finite(const std::byte* from, std::int64_t count, Bits exponent) {
+  const auto broken = [&](std::int64_t i) {
+    Bits bits;
+    std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
+    return (bits & exponent) == exponent;
+  };
+  bool any = false;
+  for (std::int64_t i = 0; i < count; ++i) any |= broken(i);
+  if (!any) return count;
+  std::int64_t first = 0;
+  while (!broken(first)) ++first;
+  return first;
+}
+
+std::int64_t first_not_finite(ElementType type, const std::byte* from, std::int64_t count) {
+  if (type == ElementType::kF32) return first_not_finite<std::uint32_t>(from, count, 0x7f800000u);
+  return first_not_finite<std::uint16_t>(from, count,
+                                         type == ElementType::kF16 ? 0x7c00u : 0x7f80u);
+}
+
+}  // namespace
 
 void Matrix::set_views() {
   view_.codes = codes_.data();
@@ -45,6 +71,8 @@ Result<Matrix> Matrix::pack(ElementType type, std::int64_t rows, std::int64_t co
     matrix.dense_.resize(view.tiles * kTileRows * columns * size);
     for (std::int64_t row = 0; row < rows; ++row) {
       const std::byte* from = data.data() + row * row_bytes;
+      if (const std::int64_t broken = first_not_finite(type, from, columns); broken < columns)
+        return fail("row {}, column {}: not a finite number", row, broken);
       std::uint8_t* to =
           matrix.dense_.data() + ((row / kTileRows) * columns * kTileRows + row % kTileRows) * size;
       for (std::int64_t column = 0; column < columns; ++column)

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -34,6 +35,31 @@ std::string reason(int error) {
     default:
       return std::strerror(error);
   }
+}
+
+// Names of partial files where a signal handler finds them. Of more at once the rest would stay.
+struct Partial {
+  enum State { kFree, kTaken, kNamed };
+  std::atomic<int> state{kFree};
+  char path[4096];
+};
+constexpr int kMostPartials = 16;
+Partial partials[kMostPartials];
+
+int note_partial(const std::string& path) {
+  if (path.size() >= sizeof Partial::path) return -1;
+  for (int i = 0; i < kMostPartials; ++i) {
+    int free = Partial::kFree;
+    if (!partials[i].state.compare_exchange_strong(free, Partial::kTaken)) continue;
+    std::memcpy(partials[i].path, path.c_str(), path.size() + 1);
+    partials[i].state = Partial::kNamed;
+    return i;
+  }
+  return -1;
+}
+
+void forget_partial(int slot) {
+  if (slot >= 0) partials[slot].state = Partial::kFree;
 }
 
 std::string folder_of(const std::string& path) {
@@ -69,25 +95,35 @@ Result<AtomicFile> AtomicFile::create(const std::string& path) {
 }
 
 AtomicFile::AtomicFile(std::string path, std::string partial_path, int descriptor)
-    : path_(std::move(path)), partial_path_(std::move(partial_path)), descriptor_(descriptor) {}
+    : path_(std::move(path)), partial_path_(std::move(partial_path)), descriptor_(descriptor) {
+  if (!partial_path_.empty()) slot_ = note_partial(partial_path_);
+}
 
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
     : path_(std::move(other.path_)),
       partial_path_(std::exchange(other.partial_path_, {})),
       descriptor_(std::exchange(other.descriptor_, -1)),
-      size_(std::exchange(other.size_, 0)) {}
+      size_(std::exchange(other.size_, 0)),
+      slot_(std::exchange(other.slot_, -1)) {}
 
 AtomicFile& AtomicFile::operator=(AtomicFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(partial_path_, other.partial_path_);
   std::swap(descriptor_, other.descriptor_);
   std::swap(size_, other.size_);
+  std::swap(slot_, other.slot_);
   return *this;
 }
 
 AtomicFile::~AtomicFile() {
   if (descriptor_ >= 0) ::close(descriptor_);
   if (!partial_path_.empty()) ::unlink(partial_path_.c_str());
+  forget_partial(slot_);
+}
+
+void AtomicFile::remove_partials() {
+  for (const Partial& partial : partials)
+    if (partial.state == Partial::kNamed) ::unlink(partial.path);
 }
 
 Status AtomicFile::write(std::span<const std::byte> bytes) {
@@ -163,6 +199,7 @@ Status AtomicFile::commit() {
   if (std::rename(partial_path_.c_str(), path_.c_str()) != 0)
     return fail("{}: cannot rename the finished file: {}", path_, reason(errno));
   partial_path_.clear();
+  forget_partial(std::exchange(slot_, -1));
   // The rename itself, as far as the file system can promise it: not every one can.
   const int folder = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder >= 0) {

@@ -29,12 +29,17 @@ class AtomicFile {
   Status extend(std::size_t size);
   Status commit();  // fsync, rename; nothing can be written afterwards
 
+  // Removes the partial files of all that are open. For handlers of signals that end the program:
+  // it may be called in one, and the program is to end then.
+  static void remove_partials();
+
  private:
   AtomicFile(std::string path, std::string partial_path, int descriptor);
   std::string path_;
   std::string partial_path_;
   int descriptor_ = -1;
   std::size_t size_ = 0;  // bytes of the file so far
+  int slot_ = -1;         // of remove_partials()
 };
 
 }  // namespace trimpot

@@ -1,6 +1,5 @@
 #include "model/weights.h"
 
-#include <cmath>
 #include <mutex>
 #include <optional>
 #include <unordered_set>
@@ -42,9 +41,6 @@ Result<std::vector<float>> read_vector(const gguf::File& file, const std::string
   if (!packed) return fail("{}: tensor {}: {}", file.path(), name, packed.error().message);
   std::vector<float> values(static_cast<std::size_t>(count));
   packed->dequantize_row(0, values.data());
-  for (std::size_t i = 0; i < values.size(); ++i)
-    if (!std::isfinite(values[i]))
-      return fail("{}: tensor {}, element {}: not a finite number", file.path(), name, i);
   return values;
 }
 

@@ -13,7 +13,8 @@
 namespace trimpot {
 
 Result<MappedFile> MappedFile::open(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a pipe without a writer is told as what it is instead of being waited for.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return fail("{}: cannot open: {}", path, std::strerror(errno));
   struct stat status {};
   if (::fstat(descriptor, &status) != 0) {

@@ -20,8 +20,17 @@ constexpr std::string_view kSuffix = ".safetensors";
 // Parameters lie as the kernels' tiles of 16 rows do; a change of that order changes this name.
 constexpr std::string_view kLayout = "tiles16";
 
-std::vector<std::pair<std::uint64_t, std::string>> list_checkpoints(const std::string& folder) {
-  std::vector<std::pair<std::uint64_t, std::string>> found;
+struct Checkpoint {
+  fs::file_time_type written;
+  std::uint64_t step;
+  std::string path;
+  auto operator<=>(const Checkpoint&) const = default;
+};
+
+// In the order in which they were written, which is not that of their steps where a run began anew
+// in the folder of an older one.
+std::vector<Checkpoint> list_checkpoints(const std::string& folder) {
+  std::vector<Checkpoint> found;
   std::error_code error;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
        entry.increment(error)) {
@@ -31,7 +40,9 @@ std::vector<std::pair<std::uint64_t, std::string>> list_checkpoints(const std::s
     const char* first = name.data() + kPrefix.size();
     const char* last = name.data() + name.size() - kSuffix.size();
     const auto [stopped, failure] = std::from_chars(first, last, step);
-    if (failure == std::errc() && stopped == last) found.emplace_back(step, entry->path().string());
+    std::error_code ignored;
+    if (failure == std::errc() && stopped == last)
+      found.push_back({fs::last_write_time(entry->path(), ignored), step, entry->path().string()});
   }
   std::sort(found.begin(), found.end());
   return found;
@@ -57,7 +68,7 @@ std::string differences(const std::string& was, const std::string& is) {
 std::optional<std::string> latest_checkpoint(const std::string& folder) {
   const auto found = list_checkpoints(folder);
   if (found.empty()) return std::nullopt;
-  return found.back().second;
+  return found.back().path;
 }
 
 Result<std::string> Trainer::save(const std::string& folder) {
@@ -81,7 +92,7 @@ Result<std::string> Trainer::save(const std::string& folder) {
   if (options_.save_total_limit > 0 && all.size() > options_.save_total_limit)
     for (std::size_t i = 0; i < all.size() - options_.save_total_limit; ++i) {
       std::error_code ignored;  // an old checkpoint that stays does no harm
-      fs::remove(all[i].second, ignored);
+      fs::remove(all[i].path, ignored);
     }
   return path;
 }

@@ -77,6 +77,8 @@ class Trainer {
   // kernels), else an empty text. Errors: another run's, damaged.
   Result<std::string> resume(const std::string& checkpoint_path);
   std::uint64_t step() const { return step_; }
+  // Writes a checkpoint of the state as it is and says where.
+  Result<std::string> save(const std::string& folder);
 
   Result<TrainerResult> run(RunFolder& folder, const TrainerHooks& hooks);
 
@@ -89,7 +91,6 @@ class Trainer {
   Result<LossSum> accumulate_gradients();
   Status update(double learning_rate, double& grad_norm);
   Result<EvalMetrics> evaluate();
-  Result<std::string> save(const std::string& folder);
   // Appends an example to a batch.
   void append(std::uint32_t example, TrainingBatch& batch) const;
 
@@ -108,7 +109,7 @@ class Trainer {
   std::uint64_t tokens_ = 0;  // processed by them
 };
 
-// The checkpoint with the highest step in a run folder, if any.
+// The checkpoint of a run folder that was written last, if any.
 std::optional<std::string> latest_checkpoint(const std::string& folder);
 
 }  // namespace trimpot

@@ -106,7 +106,7 @@ TEST(Records, ArraysKnowTheLineOfEveryRecord) {
 
 TEST(Records, PlainTextIsWhatIsNoJsonOrEndsInTxt) {
   for (const auto& [path, text] :
-       {std::pair{"d.jsonl", "  Once upon a time"}, std::pair{"d.TXT", "[1] a footnote"},
+       {std::pair{"d.md", "  Once upon a time"}, std::pair{"d.TXT", "[1] a footnote"},
         std::pair{"d.txt", "{\"text\": broken"}}) {
     const auto file = parse_records(path, text);
     ASSERT_TRUE(file) << path;
@@ -114,6 +114,10 @@ TEST(Records, PlainTextIsWhatIsNoJsonOrEndsInTxt) {
     ASSERT_EQ(file->records.size(), 1u);
     EXPECT_EQ(file->records[0].text, text);
   }
+  // Records whose first line is broken are none.
+  EXPECT_EQ(error_of("\"text\": \"a\"}\n{\"text\": \"b\"}", "d.jsonl").find("d.jsonl:1: broken"),
+            0u);
+  EXPECT_EQ(error_of("// records\n{\"text\": \"b\"}", "d.JSON").find("d.JSON:1: broken"), 0u);
   // Carriage returns are part of a text.
   EXPECT_EQ(must_parse("\xef\xbb\xbf"
                        "a\r\nb",

@@ -136,6 +136,25 @@ TEST(Matrix, ScalesThatAreNotFiniteAreErrors) {
   }
 }
 
+// Of each dense type the smallest exponent that is none of a number, in a row that is not the
+// first.
+TEST(Matrix, WeightsThatAreNotFiniteAreErrors) {
+  const auto message = [](ElementType type, std::size_t size, std::uint32_t bits) {
+    std::vector<std::byte> data(3 * 5 * size);
+    std::memcpy(data.data() + (2 * 5 + 4) * size, &bits, size);
+    const auto matrix = Matrix::pack(type, 3, 5, data);
+    return matrix ? "fine" : matrix.error().message;
+  };
+  const std::string broken = "row 2, column 4: not a finite number";
+  EXPECT_EQ(message(ElementType::kF32, 4, 0x7f800000u), broken);
+  EXPECT_EQ(message(ElementType::kF32, 4, 0xffc00000u), broken);
+  EXPECT_EQ(message(ElementType::kF32, 4, 0x7f7fffffu), "fine");
+  EXPECT_EQ(message(ElementType::kF16, 2, 0xfc00u), broken);
+  EXPECT_EQ(message(ElementType::kF16, 2, 0x7bffu), "fine");
+  EXPECT_EQ(message(ElementType::kBF16, 2, 0x7f80u), broken);
+  EXPECT_EQ(message(ElementType::kBF16, 2, 0x7c00u), "fine");
+}
+
 TEST(Matrix, WrongSizesAreErrors) {
   const std::vector<std::byte> bytes(2048);
   const auto message = [&](ElementType type, std::int64_t rows, std::int64_t columns,

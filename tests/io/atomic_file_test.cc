@@ -75,6 +75,22 @@ TEST(AtomicFile, TwoWritersOfOneNameDoNotMix) {
   EXPECT_EQ(folder.names().size(), 1u);
 }
 
+// What a handler of Ctrl-C does. Catches: a file that is done and goes with the others, one whose
+// object has moved and stays, places of files that are done and never come back.
+TEST(AtomicFile, SignalsRemoveWhatIsNotDone) {
+  const TempFolder folder;
+  for (int i = 0; i < 40; ++i) {
+    auto done = AtomicFile::create(folder.file("done"));
+    ASSERT_TRUE(done && done->commit());
+  }
+  auto open = AtomicFile::create(folder.file("open"));
+  ASSERT_TRUE(open);
+  const AtomicFile moved = std::move(*open);
+  EXPECT_EQ(folder.names().size(), 2u);
+  AtomicFile::remove_partials();
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"done"});
+}
+
 TEST(AtomicFile, DoesNotFollowALinkInThePlaceOfThePartialFile) {
   const TempFolder folder;
   const std::string path = folder.file("out");

@@ -193,7 +193,7 @@ TEST_F(Load, ValuesThatAreNotFinite) {
       "tensor blk.1.attn_k.weight: row 0, columns 0 to 31: the offset is not a finite number");
   toy = toy_file({});
   std::memcpy(toy.tensor("blk.0.ffn_norm.weight").data.data() + 4 * 9, &nan, 4);
-  EXPECT_EQ(error_of(toy), "tensor blk.0.ffn_norm.weight, element 9: not a finite number");
+  EXPECT_EQ(error_of(toy), "tensor blk.0.ffn_norm.weight: row 0, column 9: not a finite number");
   toy = toy_file({.rope_freqs = true});
   std::memset(toy.tensor("rope_freqs.weight").data.data() + 4, 0, 4);
   EXPECT_EQ(error_of(toy), "tensor rope_freqs.weight holds 0; positive factors were expected");

@@ -145,6 +145,14 @@ TEST_F(Training, SavesNowAndThenAndKeepsTheLast) {
   write_file(out.file("checkpoint-99.safetensors.tmp"), "");
   EXPECT_EQ(latest_checkpoint(out.path()), out.file("checkpoint-10.safetensors"));
   EXPECT_EQ(latest_checkpoint(folder_.file("nowhere")), std::nullopt);
+  // A new run in the folder of an older one: its checkpoints are the last, whatever their steps.
+  options.max_steps = 4;
+  options.save_steps = 1;
+  Run anew = start(examples, options);
+  RunFolder again = folder("run");
+  ASSERT_TRUE(anew.trainer->run(again, {}));
+  EXPECT_EQ(latest_checkpoint(again.path()), again.file("checkpoint-3.safetensors"));
+  EXPECT_FALSE(std::filesystem::exists(again.file("checkpoint-9.safetensors")));
 }
 
 }  // namespace
