@@ -481,10 +481,10 @@ void add_bench(CLI::App& app, Action& action) {
       ->check(CLI::IsMember(method_names()))
       ->capture_default_str();
   tune->add_option("--lora-r", options->rank, "rank of low-rank methods (default: the preset's)")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   tune->add_option("--weak-columns", options->weak_columns,
                    "qeft, for a file without weak columns: so many in every layer")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   tune->add_option("--target-modules", options->target_modules,
                    "linear layers to tune (default: the method's)")
       ->delimiter(',');

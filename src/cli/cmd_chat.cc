@@ -66,10 +66,9 @@ class Chat {
     if (left <= 0) {
       messages_.pop_back();
       seen_.resize(same);
-      return fail(
-          "the conversation has {} tokens and the context {}; type /reset, or start with a "
-          "larger -c",
-          chat.ids.size(), session_.context());
+      const bool whole = session_.context() == engine_.model->config.context_length;
+      return fail("the conversation has {} tokens and the context {}; type /reset{}",
+                  chat.ids.size(), session_.context(), whole ? "" : ", or start with a larger -c");
     }
     TRIMPOT_TRY_VOID(session_.append(std::span(chat.ids).subspan(same), logits_.data()));
     std::string reply;

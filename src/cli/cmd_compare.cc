@@ -186,11 +186,11 @@ void add_options(CLI::App& command, CompareOptions& options) {
   command.add_option("-o,--out-dir", in.folder,
                      "folder for report.html, report.md, results.json and all that is made");
   command.add_option("--max-steps", in.max_steps, "steps of every tuning, instead of the plan's")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command.add_option("--chunks", in.chunks, "windows of perplexity, instead of the plan's")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command.add_option("--task-limit", in.task_limit, "records of --task to score")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command.add_option("-t,--threads", in.threads, "threads (default: all cores)")
       ->check(CLI::Range(0, 1024));
   command.add_flag("--keep-files", options.keep_files,

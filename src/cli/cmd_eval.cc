@@ -13,6 +13,11 @@ void add_eval(CLI::App& app, Action& action) {
   add_eval_kl(*eval, action);
   add_eval_columns(*eval, action);
   add_eval_report(*eval, action);
+  eval->footer(
+      "Examples:\n"
+      "  trimpot eval ppl -m model.gguf -f wiki.test.raw -c 512\n"
+      "  trimpot eval match -m tuned.gguf --data heldout.jsonl --show 3\n"
+      "  trimpot eval choice -m model.gguf --task hellaswag -f hellaswag_val.jsonl");
 }
 
 }  // namespace trimpot::cli

@@ -212,11 +212,11 @@ void add_shape_options(CLI::App* command, FitCommand& options) {
       ->add_option("--weak-columns", options.sizes.weak_columns,
                    "qeft, for a file without weak columns: so many in every layer; with --shape: "
                    "k of owq and qeft (default: 128)")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command
       ->add_option("--lora-r", options.sizes.lora_r,
                    "rank of the low-rank path (default: the method's)")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command->add_option("--teacher", options.teacher, "a GGUF whose predictions are learned")
       ->excludes(shape);
   for (const char* name : {"--scale-granularity", "--precision", "--threads"})

@@ -39,7 +39,10 @@ Status check(const MergeOptions& options) {
   if (options.adapters.empty() && options.tuned.empty())
     return fail("nothing to merge: give --adapter, or --tuned and --tuned-base");
   if (!std::isfinite(options.scale)) return fail("--scale must be a finite number");
-  return {};
+  std::vector<std::string> inputs{options.model, options.tuned, options.tuned_base};
+  for (const std::string& text : options.adapters)
+    inputs.push_back(parse_choice(text, options.scale).path);
+  return check_output_file(options.output, inputs);
 }
 
 Result<Adapter> read_difference(const MergeOptions& options, ThreadTeam& team, const Model& model) {

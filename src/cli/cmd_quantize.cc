@@ -1,5 +1,7 @@
+#include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "cli/command.h"
 #include "cli/engine.h"
@@ -14,8 +16,8 @@ using Json = nlohmann::ordered_json;
 struct Options {
   std::string input, output;
   std::string method;
-  int bits = 4;
-  std::int64_t group_size = 0;  // not given
+  std::optional<int> bits;
+  std::optional<std::int64_t> group_size;
   std::string zeros;
   std::string search, reconstruct, reorder;
   std::int64_t weak_columns = 0;  // not given
@@ -24,7 +26,7 @@ struct Options {
   std::string calibration;
   std::size_t samples = 32;
   std::size_t length = 512;
-  double damping = 0.01;
+  std::optional<double> damping;
   bool act_order = false;
   int threads = 0;
   bool quiet = false, json = false;
@@ -33,13 +35,15 @@ struct Options {
 Result<Recipe> make_recipe(const Options& options) {
   TRIMPOT_TRY(Recipe recipe, recipe_of(options.method));
   const bool codes = recipe.target == Target::kCodes && options.method != "int8";
-  if (codes) recipe.scheme.bits = options.bits;
-  if (options.group_size != 0) {
+  if (options.bits && !codes) return fail("--bits: method {} has a fixed format", options.method);
+  if (codes) recipe.scheme.bits = options.bits.value_or(4);
+  if (options.group_size) {
     if (!codes) return fail("--group-size: method {} has a fixed format", options.method);
-    if (options.group_size != -1 && (options.group_size < 32 || options.group_size % 32 != 0))
+    const std::int64_t size = *options.group_size;
+    if (size != -1 && (size < 32 || size % 32 != 0))
       return fail("--group-size {}: a multiple of 32, or -1 for one group per row, was expected",
-                  options.group_size);
-    recipe.scheme.group_size = options.group_size;
+                  size);
+    recipe.scheme.group_size = size;
   }
   if (!options.zeros.empty()) {
     if (!codes) return fail("--zeros: method {} has a fixed format", options.method);
@@ -63,8 +67,11 @@ Result<Recipe> make_recipe(const Options& options) {
       return fail("--reorder: only method qeft chooses columns that the whole model shares");
     recipe.reorder = options.reorder == "offline";
   }
+  if ((options.act_order || options.damping) && recipe.reconstruct != Reconstruct::kOptq)
+    return fail("--act-order, --damping: they belong to --reconstruct optq, and method {} rounds",
+                options.method);
   recipe.act_order = options.act_order;
-  recipe.damping = options.damping;
+  recipe.damping = options.damping.value_or(0.01);
   return recipe;
 }
 
@@ -103,7 +110,8 @@ bool is_quantized(const gguf::File& file) {
 
 Status report(const Options& options, const QuantizeReport& result, std::size_t windows) {
   std::error_code ignored;
-  const auto bytes = static_cast<double>(std::filesystem::file_size(options.output, ignored));
+  const auto size = std::filesystem::file_size(options.output, ignored);
+  const double bytes = ignored ? 0 : static_cast<double>(size);
   if (options.json) {
     const Json json{{"output", options.output},
                     {"bytes", bytes},
@@ -117,7 +125,7 @@ Status report(const Options& options, const QuantizeReport& result, std::size_t 
                     {"weak_values", result.tunable_weak},
                     {"global_columns", result.global_columns},
                     {"peak_rss_mb", static_cast<double>(peak_memory()) / 1e6}};
-    return print(json.dump() + "\n");
+    return print(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
   }
   return print(fmt::format("wrote {} ({}) in {}, {} peak memory\n", options.output,
                            format_bytes(bytes), format_duration(result.seconds),
@@ -127,9 +135,8 @@ Status report(const Options& options, const QuantizeReport& result, std::size_t 
 Status quantize(const Options& options) {
   if (!options.output.ends_with(".gguf"))
     return fail("{}: the output must end in .gguf", options.output);
-  std::error_code error;
-  if (std::filesystem::equivalent(options.input, options.output, error))
-    return fail("{}: the output is the input file; choose another name", options.output);
+  TRIMPOT_TRY_VOID(check_output_file(
+      options.output, std::array{options.input, options.calibration, options.weak_columns_from}));
   QuantizeOptions how;
   TRIMPOT_TRY(how.recipe, make_recipe(options));
   how.weak_columns_from = options.weak_columns_from;
@@ -166,9 +173,8 @@ void add_method_options(CLI::App& command, Options& options) {
           "or f16, bf16, f32: dequantize")
       ->required()
       ->check(CLI::IsMember({"rtn", "optq", "owq", "qeft", "nf4", "int8", "f16", "bf16", "f32"}));
-  command.add_option("--bits", options.bits, "bits of a code")
-      ->check(CLI::IsMember({3, 4, 8}))
-      ->capture_default_str();
+  command.add_option("--bits", options.bits, "bits of a code (default: 4)")
+      ->check(CLI::IsMember({3, 4, 8}));
   command.add_option("--group-size", options.group_size,
                      "columns that share a scale, a multiple of 32; -1: a whole row (default: 128, "
                      "owq -1)");
@@ -179,7 +185,7 @@ void add_method_options(CLI::App& command, Options& options) {
   command
       .add_option("--weak-columns", options.weak_columns,
                   "columns of every layer that stay in f16 (owq, qeft; default 16)")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command.add_option("--weak-columns-from", options.weak_columns_from,
                      "take the weak columns of this model: to merge its tuned ones later");
   command
@@ -199,8 +205,8 @@ void add_method_options(CLI::App& command, Options& options) {
                    "optq: quantize the columns with the largest inputs first");
   command
       .add_option("--damping", options.damping,
-                  "added to the Hessian's diagonal, as a part of its mean")
-      ->capture_default_str();
+                  "added to the Hessian's diagonal, as a part of its mean (default: 0.01)")
+      ->check(number_between(0, 1e6));
   command
       .add_option("--head-type", options.head,
                   "embedding and head: keep, f32, f16, bf16, q8_0, q8, q4, q3")

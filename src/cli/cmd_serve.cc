@@ -70,9 +70,10 @@ Status serve_model(ServeOptions options) {
   // Each request holds a connection until it is answered.
   options.http.connections = options.engine.parallel + options.engine.queue + 64;
   TRIMPOT_TRY(const auto server, serve::HttpServer::listen(api, options.http));
+  const bool ipv6 = options.http.host.find(':') != std::string::npos;
   note(fmt::format("{} at http://{}:{} ({} at once, {} tokens each); Ctrl-C ends it",
-                   adapters.base()->name, options.http.host, server->port(),
-                   options.engine.parallel, options.engine.context));
+                   adapters.base()->name, ipv6 ? "[" + options.http.host + "]" : options.http.host,
+                   server->port(), options.engine.parallel, options.engine.context));
   while (!interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(100));
   note("finishing the requests at hand; Ctrl-C again to leave at once");
   scheduler.drain();
@@ -96,11 +97,14 @@ void add_serve(CLI::App& app, Action& action) {
                    "name=path of an adapter made by trimpot tune; requests choose it by the "
                    "name. Any number of times")
       ->allow_extra_args(false);
-  command->add_option("--host", options->http.host, "address to listen on")->capture_default_str();
+  command->add_option("--host", options->http.host, "address to listen on")
+      ->check(not_empty())
+      ->capture_default_str();
   command->add_option("--port", options->http.port, "port to listen on; 0: any free one")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
-  command->add_option("--api-key", options->api_key, "only answer requests with this key");
+  command->add_option("--api-key", options->api_key, "only answer requests with this key")
+      ->check(not_empty());
   command
       ->add_option("-c,--ctx-size", options->engine.context,
                    "most tokens of a request's prompt and answer, at most the model's")

@@ -23,6 +23,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// File names may be of any bytes.
+std::string dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 Result<Examples> load_examples(const TuneOptions& options, const Engine& engine) {
   TRIMPOT_TRY(const RecordFile file, read_records(options.data));
   const ExampleEncoder encoder =
@@ -57,28 +62,27 @@ std::string run_identity(const TuneOptions& options, const Examples& examples,
   }
   const std::uint64_t data_hash = XXH3_64bits_digest(state);
   XXH3_freeState(state);
-  return Json{{"base", base.weights},
-              {"data", fmt::format("{:016x}", data_hash)},
-              {"precision", options.model.precision},
-              {"method", options.method},
-              {"method_options", method_options(options)},
-              {"learning_rate", t.learning_rate},
-              {"lr_scheduler_type", *options.schedule},
-              {"warmup_ratio", t.warmup_ratio},
-              {"warmup_steps", t.warmup_steps},
-              {"weight_decay", t.adamw.weight_decay},
-              {"adam", {t.adamw.beta1, t.adamw.beta2, t.adamw.epsilon}},
-              {"max_grad_norm", t.max_grad_norm},
-              {"batch_size", t.batch_size},
-              {"gradient_accumulation_steps", t.gradient_accumulation_steps},
-              {"epochs", t.epochs},
-              {"max_steps", t.max_steps},
-              {"max_seq_length", t.max_seq_length},
-              {"packing", t.packing},
-              {"shuffle", t.shuffle},
-              {"seed", t.seed},
-              {"val_size", t.val_size}}
-      .dump();
+  return dump({{"base", base.weights},
+               {"data", fmt::format("{:016x}", data_hash)},
+               {"precision", options.model.precision},
+               {"method", options.method},
+               {"method_options", method_options(options)},
+               {"learning_rate", t.learning_rate},
+               {"lr_scheduler_type", *options.schedule},
+               {"warmup_ratio", t.warmup_ratio},
+               {"warmup_steps", t.warmup_steps},
+               {"weight_decay", t.adamw.weight_decay},
+               {"adam", {t.adamw.beta1, t.adamw.beta2, t.adamw.epsilon}},
+               {"max_grad_norm", t.max_grad_norm},
+               {"batch_size", t.batch_size},
+               {"gradient_accumulation_steps", t.gradient_accumulation_steps},
+               {"epochs", t.epochs},
+               {"max_steps", t.max_steps},
+               {"max_seq_length", t.max_seq_length},
+               {"packing", t.packing},
+               {"shuffle", t.shuffle},
+               {"seed", t.seed},
+               {"val_size", t.val_size}});
 }
 
 // Fills in what was not given from the method's preset for a model of this size.
@@ -206,6 +210,14 @@ Status write_model(const TuneOptions& options, const Engine& engine) {
   return export_gguf(engine.file, model, options.output);
 }
 
+Status write_result(const TuneOptions& options, const Engine& engine, const TuningMethod& method,
+                    const Fingerprint& base) {
+  if (ends_with_gguf(options.output)) return write_model(options, engine);
+  TRIMPOT_TRY(const std::vector<AdapterTensor> tensors, method.adapter_tensors());
+  return write_adapter(options.output, base, options.method, dump(method_options(options)), tensors,
+                       low_rank_metadata(*engine.model, *options.alpha));
+}
+
 Result<Outcome> train_and_write(const TuneOptions& options, Engine& engine,
                                 const Examples& examples, const Engine* teacher) {
   Outcome outcome;
@@ -264,21 +276,18 @@ Result<Outcome> train_and_write(const TuneOptions& options, Engine& engine,
   watch_interrupts();
   auto trained = trainer.run(folder, hooks);
   progress.finish();
-  TRIMPOT_TRY_VOID(folder.write_loss_curve(
-      "trimpot tune: " + std::filesystem::path(options.output).filename().string()));
+  const auto curve = folder.write_loss_curve(
+      "trimpot tune: " + std::filesystem::path(options.output).filename().string());
+  if (!curve) note("warning: " + curve.error().message);
   if (!trained) return fail("{}; {} is not written", trained.error().message, options.output);
   outcome.training = *trained;
   if (!trained->finished) return outcome;
-
-  if (ends_with_gguf(options.output)) {
-    TRIMPOT_TRY_VOID(write_model(options, engine));
-  } else {
-    TRIMPOT_TRY(const std::vector<AdapterTensor> tensors, method->adapter_tensors());
-    TRIMPOT_TRY_VOID(write_adapter(options.output, base, options.method,
-                                   method_options(options).dump(), tensors,
-                                   low_rank_metadata(*engine.model, *options.alpha)));
-  }
-  return outcome;
+  const Status written = write_result(options, engine, *method, base);
+  if (written) return outcome;
+  const auto checkpoint = trainer.save(folder_path);
+  if (!checkpoint) return fail("{}; {}", written.error().message, checkpoint.error().message);
+  return fail("{}; {} holds what was learned: the same command with --resume writes it again",
+              written.error().message, *checkpoint);
 }
 
 // What was written, read back: the validation examples' loss with the file as a user will load it.
@@ -313,7 +322,8 @@ Result<std::optional<double>> reload_and_evaluate(const TuneOptions& options,
 Status report(const TuneOptions& options, const Outcome& outcome) {
   const TrainerResult& t = outcome.training;
   std::error_code ignored;
-  const auto bytes = static_cast<double>(std::filesystem::file_size(options.output, ignored));
+  const auto size = std::filesystem::file_size(options.output, ignored);
+  const double bytes = ignored ? 0 : static_cast<double>(size);
   const bool worse =
       t.first_eval_loss && t.last_eval_loss && *t.last_eval_loss > *t.first_eval_loss;
   if (worse)
@@ -331,10 +341,11 @@ Status report(const TuneOptions& options, const Outcome& outcome) {
               {"tokens_per_second", static_cast<double>(t.tokens) / std::max(t.seconds, 1e-9)},
               {"train_loss", t.train_loss},
               {"peak_rss_mb", static_cast<double>(peak_memory()) / 1e6}};
+    json["finished"] = true;
     if (t.first_eval_loss) json["eval_loss_before"] = *t.first_eval_loss;
     if (t.last_eval_loss) json["eval_loss_after"] = *t.last_eval_loss;
     if (outcome.reloaded_loss) json["eval_loss_reloaded"] = *outcome.reloaded_loss;
-    return print(json.dump() + "\n");
+    return print(dump(json) + "\n");
   }
   std::string text = fmt::format(
       "wrote {} ({}) after {} steps, {} tokens, {}, {:.0f} tokens/s, {} "
@@ -346,6 +357,9 @@ Status report(const TuneOptions& options, const Outcome& outcome) {
     text +=
         fmt::format("validation loss: {:.4f} before, {:.4f} after (of {} read back from disk)\n",
                     *t.first_eval_loss, *outcome.reloaded_loss, options.output);
+  else if (t.first_eval_loss && t.last_eval_loss)
+    text += fmt::format("validation loss: {:.4f} before, {:.4f} after, to the teacher\n",
+                        *t.first_eval_loss, *t.last_eval_loss);
   return print(text);
 }
 
@@ -355,14 +369,17 @@ Result<std::unique_ptr<Engine>> load_teacher(const TuneOptions& options, const E
   teacher.model = options.teacher;
   teacher.adapter.clear();
   TRIMPOT_TRY(auto engine, load_engine(teacher));
-  if (engine->model->config.vocabulary != student.model->config.vocabulary)
-    return fail("{}: the teacher has {} tokens, the model {}; they must share a vocabulary",
-                options.teacher, engine->model->config.vocabulary,
-                student.model->config.vocabulary);
+  TRIMPOT_TRY_VOID(same_vocabulary(options.model.model, student, options.teacher, *engine));
+  const auto length = static_cast<std::int64_t>(options.trainer.max_seq_length);
+  if (length > engine->model->config.context_length)
+    return fail("{}: the teacher has a context of {} tokens; use --max-seq-length {}",
+                options.teacher, engine->model->config.context_length,
+                engine->model->config.context_length);
   return engine;
 }
 
 Status tune(TuneOptions options) {
+  TRIMPOT_TRY_VOID(check_options_apply(options));
   TRIMPOT_TRY_VOID(check_output(options));
   options.trainer.shuffle = !options.no_shuffle;
   Outcome outcome;
@@ -384,14 +401,19 @@ Status tune(TuneOptions options) {
     TRIMPOT_TRY(const auto teacher, load_teacher(options, *engine));
     TRIMPOT_TRY(outcome, train_and_write(options, *engine, *examples, teacher.get()));
   }
-  if (!outcome.training.finished) {
+  if (const TrainerResult& t = outcome.training; !t.finished) {
     note(
         fmt::format("stopped at step {}; {} holds the state: the same command with --resume goes "
                     "on",
-                    outcome.training.steps, outcome.training.checkpoint));
-    return {};
+                    t.steps, t.checkpoint));
+    if (!options.json) return {};
+    return print(dump({{"finished", false}, {"steps", t.steps}, {"checkpoint", t.checkpoint}}) +
+                 "\n");
   }
-  TRIMPOT_TRY(outcome.reloaded_loss, reload_and_evaluate(options, *examples));
+  // With a teacher the losses before and after are distances from it, which a file alone has not.
+  if (options.teacher.empty()) {
+    TRIMPOT_TRY(outcome.reloaded_loss, reload_and_evaluate(options, *examples));
+  }
   return report(options, outcome);
 }
 
@@ -410,6 +432,8 @@ void add_tune(CLI::App& app, Action& action) {
       "  trimpot tune -m model.gguf --data notes.txt -o tuned.gguf --method peqa-both");
   command->callback([options, command, &action] {
     options->resume_requested = command->count("--resume") > 0;
+    for (const CLI::Option* option : command->get_options())
+      if (option->count() > 0) options->given.insert("--" + option->get_lnames().front());
     action = [options] { return tune(*options); };
   });
 }

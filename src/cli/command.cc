@@ -3,10 +3,72 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <charconv>
+#include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <optional>
+#include <system_error>
+
+#include "io/atomic_file.h"
 
 namespace trimpot::cli {
+
+namespace {
+
+template <typename Number>
+std::optional<Number> parse(const std::string& text) {
+  Number number{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || text.empty()) return {};
+  return number;
+}
+
+// `description` stands in --help.
+template <typename Number, typename Allows>
+CLI::Validator validator(std::string description, Allows allows) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        const auto number = parse<Number>(text);
+        if (number && allows(*number)) return std::string();
+        return fmt::format("{} is not {}", text, description);
+      },
+      description);
+}
+
+}  // namespace
+
+CLI::Validator whole_number(std::int64_t least, std::int64_t most) {
+  const std::string range = most == std::int64_t{1} << 53
+                                ? fmt::format("a whole number from {} on", least)
+                                : fmt::format("a whole number from {} to {}", least, most);
+  return validator<std::int64_t>(
+      range, [=](std::int64_t number) { return number >= least && number <= most; });
+}
+
+CLI::Validator number_between(double least, double most) {
+  return validator<double>(fmt::format("a number from {} to {}", least, most),
+                           [=](double number) { return number >= least && number <= most; });
+}
+
+CLI::Validator finite_number() {
+  return validator<double>("a number", [](double number) { return std::isfinite(number); });
+}
+
+CLI::Validator not_empty() {
+  return CLI::Validator(
+      [](std::string& text) { return text.empty() ? "may not be empty" : std::string(); }, "");
+}
+
+Status check_output_file(const std::string& output, std::span<const std::string> inputs) {
+  std::error_code missing;
+  for (const std::string& input : inputs)
+    if (!input.empty() && std::filesystem::equivalent(input, output, missing))
+      return fail("{}: the output is an input, {}; choose another name", output, input);
+  TRIMPOT_TRY(const AtomicFile probe, AtomicFile::create(output));
+  return {};
+}
 
 Status print(const std::string& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "base/result.h"
@@ -25,6 +27,17 @@ void add_quantize(CLI::App& app, Action& action);
 void add_run(CLI::App& app, Action& action);
 void add_serve(CLI::App& app, Action& action);
 void add_tune(CLI::App& app, Action& action);
+
+// Checks of options' numbers. Neither a minus sign before an unsigned number nor a NaN passes, as
+// they do CLI11's own.
+CLI::Validator whole_number(std::int64_t least, std::int64_t most = std::int64_t{1} << 53);
+CLI::Validator number_between(double least, double most);
+CLI::Validator finite_number();
+CLI::Validator not_empty();  // $KEY that is not set is no key
+
+// Told before the work and not after it: an output that is one of the inputs (empty names are
+// none), or that cannot be written.
+Status check_output_file(const std::string& output, std::span<const std::string> inputs);
 
 // Results go to stdout, everything else to stderr. Both give an error if the write fails (a full
 // disk, a closed pipe).

@@ -5,6 +5,7 @@
 
 #include <csignal>
 
+#include "io/atomic_file.h"
 #include "kernels/linear.h"
 #include "sys/mapped_file.h"
 #include "tune/adapter.h"
@@ -45,18 +46,20 @@ CacheType cache_type(const std::string& type) {
 
 void add_sampler_options(CLI::App& command, SamplerOptions& options) {
   command.add_option("--temp", options.temperature, "temperature; 0 is greedy")
-      ->check(CLI::Range(0.0f, 100.0f))
+      ->check(number_between(0, 100))
       ->capture_default_str();
   command.add_option("--top-k", options.top_k, "only the k most likely tokens; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(0, 1 << 30))
       ->capture_default_str();
   command.add_option("--top-p", options.top_p, "the fewest tokens that reach this probability")
-      ->check(CLI::Range(0.0f, 1.0f))
+      ->check(number_between(0, 1))
       ->capture_default_str();
   command.add_option("--min-p", options.min_p, "tokens at least this likely, relative to the best")
-      ->check(CLI::Range(0.0f, 1.0f))
+      ->check(number_between(0, 1))
       ->capture_default_str();
-  command.add_option("-s,--seed", options.seed, "random seed")->capture_default_str();
+  command.add_option("-s,--seed", options.seed, "random seed")
+      ->check(whole_number(0))
+      ->capture_default_str();
 }
 
 Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options) {
@@ -87,6 +90,25 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options) {
   return engine;
 }
 
+Status same_vocabulary(const std::string& model_path, const Engine& model,
+                       const std::string& teacher_path, const Engine& teacher) {
+  constexpr std::string_view kWhy =
+      "their predictions do not compare; a teacher with the same tokenizer is needed";
+  const std::int64_t rows = model.model->config.vocabulary;
+  if (rows != teacher.model->config.vocabulary)
+    return fail("{} has {} tokens and {} has {}: {}", teacher_path,
+                teacher.model->config.vocabulary, model_path, rows, kWhy);
+  const Tokenizer &a = *model.tokenizer, &b = *teacher.tokenizer;
+  if (a.vocabulary_size() != b.vocabulary_size())
+    return fail("{} has {} tokens and {} has {}: {}", teacher_path, b.vocabulary_size(), model_path,
+                a.vocabulary_size(), kWhy);
+  for (std::size_t id = 0; id < a.vocabulary_size(); ++id)
+    if (a.token_text(static_cast<TokenId>(id)) != b.token_text(static_cast<TokenId>(id)))
+      return fail("token {} of {} is another than that of {}: {}", id, teacher_path, model_path,
+                  kWhy);
+  return {};
+}
+
 Result<std::string> read_text_file(const std::string& path) {
   TRIMPOT_TRY(const MappedFile file, MappedFile::open(path));
   return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
@@ -96,15 +118,23 @@ namespace {
 
 volatile std::sig_atomic_t interrupt_flag = 0;
 
+void end(int signal) {
+  AtomicFile::remove_partials();
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
+
 void on_signal(int signal) {
-  if (interrupt_flag != 0) {
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
-  }
+  if (interrupt_flag != 0) end(signal);
   interrupt_flag = 1;
 }
 
 }  // namespace
+
+void clean_up_at_signals() {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP})
+    if (std::signal(signal, end) == SIG_IGN) std::signal(signal, SIG_IGN);  // nohup
+}
 
 void watch_interrupts() {
   std::signal(SIGINT, on_signal);

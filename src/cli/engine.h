@@ -44,9 +44,16 @@ struct Engine {
 // Errors: whatever opening, checking and packing the file says; an adapter that does not belong.
 Result<std::unique_ptr<Engine>> load_engine(const ModelOptions& options);
 
+// The same ids for the same tokens, so that predictions compare. What a text is cut into may differ
+// all the same. Errors name both files.
+Status same_vocabulary(const std::string& model_path, const Engine& model,
+                       const std::string& teacher_path, const Engine& teacher);
+
 // The whole of a file. Errors: not found, not readable.
 Result<std::string> read_text_file(const std::string& path);
 
+// From here on the program removes its partial files when a signal ends it.
+void clean_up_at_signals();
 // Ctrl-C (and termination) sets a flag; a second one ends the program as usual.
 void watch_interrupts();
 bool interrupted();

@@ -1,11 +1,15 @@
 // trimpot: fine-tune the quantized model you deploy.
+#include <fcntl.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <iostream>
 #include <new>
 
 #include "cli/command.h"
+#include "cli/engine.h"
 
 namespace {
 
@@ -20,14 +24,48 @@ Examples:
 
 Each command explains itself: trimpot tune --help)";
 
+// Where standard input, output or error is closed, the next file opened would get its number, and
+// progress would be written into a model. Standard output can then be read only: results fail.
+void open_standard_files() {
+  for (int descriptor = 0; descriptor < 3; ++descriptor)
+    if (::fcntl(descriptor, F_GETFD) < 0)
+      (void)::open("/dev/null", descriptor == 2 ? O_WRONLY : O_RDONLY);
+}
+
+// CLI11 asks for a command where the one that was given does not exist.
+bool unknown_command(const CLI::App& main, int argc, char** argv) {
+  const CLI::App* app = &main;
+  std::string path = main.get_name();
+  for (int i = 1; i < argc && argv[i][0] != '-'; ++i) {
+    const auto all = [](const CLI::App*) { return true; };
+    const auto commands = app->get_subcommands(all);
+    if (commands.empty()) return false;
+    const auto found = std::find_if(commands.begin(), commands.end(), [&](const CLI::App* command) {
+      return command->get_name() == argv[i];
+    });
+    if (found == commands.end()) {
+      std::fprintf(stderr, "trimpot: there is no command \"%s\"; `%s --help` lists them\n", argv[i],
+                   path.c_str());
+      return true;
+    }
+    app = *found;
+    path += " " + app->get_name();
+  }
+  return false;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_standard_files();
   // Matrices that are freed go back to the system at once. Left to itself, glibc raises this limit
   // to 32 MiB after the first large one and keeps holes: 78 MB with qat on the default model, which
   // no estimate of memory could know.
   ::mallopt(M_MMAP_THRESHOLD, 128 << 10);
-  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error to report, not a reason to die
+  // A closed pipe and a file beyond `ulimit -f` are errors to report, not reasons to die.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+  trimpot::cli::clean_up_at_signals();
   CLI::App app(
       "Fine-tune the quantized language model you actually deploy: no merge, no "
       "requantization.",
@@ -54,11 +92,13 @@ int main(int argc, char** argv) {
       static char name[] = "--np";
       argv[i] = name;
     }
+  if (unknown_command(app, argc, argv)) return 2;
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // Help and version come as "errors" with code 0; wrong usage is 2.
-    return app.exit(error) == 0 ? 0 : 2;
+    if (app.exit(error) != 0) return 2;
+    return std::cout.flush() ? 0 : 1;
   }
   try {
     const trimpot::Status status = action ? action() : trimpot::Status{};
@@ -68,6 +108,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr,
                  "trimpot: out of memory; `trimpot fit` tells what a run needs and what to "
                  "change\n");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "trimpot: %s\n", error.what());
   }
   return 1;
 }

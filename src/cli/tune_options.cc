@@ -1,8 +1,7 @@
 #include "cli/tune_options.h"
 
-#include <unistd.h>
-
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <filesystem>
 
@@ -34,9 +33,12 @@ void add_method_options(CLI::App& command, TuneOptions& options) {
                   "qeft, for a file without weak columns: choose so many in every layer; the "
                   "result is an adapter")
       ->check(CLI::Range(1, 1 << 20));
-  command.add_option("--lora-r,--lora-rank", options.rank, "rank (default 64; platypus 16)");
-  command.add_option("--lora-alpha", options.alpha, "the path is scaled by alpha / r (default 16)");
-  command.add_option("--lora-dropout", options.dropout, "of the path's input (default: preset)");
+  command.add_option("--lora-r,--lora-rank", options.rank, "rank (default 64; platypus 16)")
+      ->check(whole_number(1, 1 << 20));
+  command.add_option("--lora-alpha", options.alpha, "the path is scaled by alpha / r (default 16)")
+      ->check(finite_number());
+  command.add_option("--lora-dropout", options.dropout, "of the path's input (default: preset)")
+      ->check(number_between(0, 1));
   command.add_flag("--rslora", options.rank_stabilized, "scale by alpha / sqrt(r)");
   command.add_option("--bits", options.bits, "qat: bits of a code")
       ->check(CLI::IsMember({3, 4, 8}))
@@ -51,27 +53,34 @@ void add_method_options(CLI::App& command, TuneOptions& options) {
   command
       .add_option("--kd-weight", options.teacher_weight,
                   "the teacher's part of the loss; the rest is the data's")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(number_between(0, 1))
       ->capture_default_str();
 }
 
 void add_training_options(CLI::App& command, TuneOptions& options) {
   TrainerOptions& t = options.trainer;
-  command.add_option("--lr,--learning-rate", options.learning_rate,
-                     "default: the method's preset for the model's size; for peqa the step is "
-                     "relative: 5e-3 moves a scale by about 0.5 % at most");
+  command
+      .add_option("--lr,--learning-rate", options.learning_rate,
+                  "default: the method's preset for the model's size; for peqa the step is "
+                  "relative: 5e-3 moves a scale by about 0.5 % at most")
+      ->check(finite_number());
   command
       .add_option("--lr-scheduler-type", options.schedule,
                   "constant, linear or cosine (default: the method's preset)")
       ->check(CLI::IsMember({"constant", "linear", "cosine"}));
   command.add_option("--warmup-ratio", options.warmup_ratio, "part of the steps that warms up")
-      ->check(CLI::Range(0.0, 1.0));
-  command.add_option("--warmup-steps", options.warmup_steps,
-                     "steps that warm up, instead of the ratio");
+      ->check(number_between(0, 1));
+  command
+      .add_option("--warmup-steps", options.warmup_steps,
+                  "steps that warm up, instead of the ratio")
+      ->check(whole_number(0));
   command.add_option("--weight-decay", t.adamw.weight_decay, "AdamW's decay of the scales")
+      ->check(finite_number())
       ->capture_default_str();
-  command.add_option("--max-grad-norm", options.max_grad_norm,
-                     "gradient clipping; 0: none (default: the method's preset)");
+  command
+      .add_option("--max-grad-norm", options.max_grad_norm,
+                  "gradient clipping; 0: none (default: the method's preset)")
+      ->check(finite_number());
   command
       .add_option("--batch-size,--per-device-train-batch-size", t.batch_size, "sequences of a step")
       ->check(CLI::Range(1, 1 << 20))
@@ -82,8 +91,10 @@ void add_training_options(CLI::App& command, TuneOptions& options) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command.add_option("--epochs,--num-train-epochs", t.epochs, "passes over the data")
+      ->check(finite_number())
       ->capture_default_str();
-  command.add_option("--max-steps,--iters", t.max_steps, "steps, instead of epochs");
+  command.add_option("--max-steps,--iters", t.max_steps, "steps, instead of epochs")
+      ->check(whole_number(0));
   command
       .add_option("--max-seq-length", t.max_seq_length,
                   "tokens of a sequence at most (default: 512, or the model's context if smaller)")
@@ -94,20 +105,24 @@ void add_training_options(CLI::App& command, TuneOptions& options) {
                    "learn the whole conversation, not only the answers");
   command.add_flag("--no-shuffle", options.no_shuffle, "file order");
   command.add_option("--seed", t.seed, "order of the data, validation split")
+      ->check(whole_number(0))
       ->capture_default_str();
   command
       .add_option("--val-size", options.val_size,
                   "examples set aside for validation: a fraction, a count, 0, or auto (5 %, at "
                   "most 64)")
       ->capture_default_str();
-  command.add_option("--eval-steps", t.eval_steps, "validate every so many steps");
-  command.add_option("--save-steps", t.save_steps, "write a checkpoint every so many steps");
+  command.add_option("--eval-steps", t.eval_steps, "validate every so many steps")
+      ->check(whole_number(0));
+  command.add_option("--save-steps", t.save_steps, "write a checkpoint every so many steps")
+      ->check(whole_number(0));
   command.add_option("--save-total-limit", t.save_total_limit, "checkpoints to keep; 0: all")
+      ->check(whole_number(0))
       ->capture_default_str();
   command
       .add_option("--logging-steps", options.logging_steps,
                   "progress lines, where stderr is no terminal")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1))
       ->capture_default_str();
 }
 
@@ -152,13 +167,33 @@ Status check_output(const TuneOptions& options) {
         "{}: the output must end in .gguf (a whole model file) or .safetensors (an "
         "adapter)",
         options.output);
-  std::error_code error;
-  if (std::filesystem::equivalent(options.model.model, options.output, error))
-    return fail("{}: the output is the input file; choose another name", options.output);
-  const std::filesystem::path folder = std::filesystem::path(options.output).parent_path();
-  const std::string where = folder.empty() ? "." : folder.string();
-  if (::access(where.c_str(), W_OK) != 0)
-    return fail("{}: the folder {} does not exist or cannot be written", options.output, where);
+  std::error_code missing;
+  if (const auto status = std::filesystem::status(options.output, missing);
+      std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+    return fail("{}: exists and is not a regular file; choose another name", options.output);
+  return check_output_file(options.output,
+                           std::array{options.model.model, options.data, options.teacher});
+}
+
+// Options that would do nothing are told: who gives them expects something of them.
+Status check_options_apply(const TuneOptions& options) {
+  struct Rule {
+    const char* name;
+    bool applies;
+    const char* to;
+  };
+  const bool low_rank = is_low_rank(options.method), qat = options.method == "qat";
+  const Rule rules[] = {{"--lora-r", low_rank, "methods lora, qlora, qalora and platypus"},
+                        {"--lora-alpha", low_rank, "methods lora, qlora, qalora and platypus"},
+                        {"--lora-dropout", low_rank, "methods lora, qlora, qalora and platypus"},
+                        {"--rslora", low_rank, "methods lora, qlora, qalora and platypus"},
+                        {"--bits", qat, "method qat"},
+                        {"--group-size", qat, "method qat"},
+                        {"--scale-granularity", options.method.starts_with("peqa"), "method peqa"},
+                        {"--kd-weight", !options.teacher.empty(), "runs with a --teacher"}};
+  for (const Rule& rule : rules)
+    if (!rule.applies && options.given.contains(rule.name))
+      return fail("{}: belongs to {}; leave it out", rule.name, rule.to);
   return {};
 }
 

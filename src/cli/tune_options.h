@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct TuneOptions {
   std::string run_folder;
   std::string resume;
   bool resume_requested = false;
+  std::set<std::string> given;  // names of options, not the defaults
   bool no_shuffle = false;
   bool train_on_prompt = false;
   bool quiet = false;
@@ -49,6 +51,8 @@ bool ends_with_gguf(const std::string& path);
 std::string default_run_folder(const std::string& output);
 // An impossible output is told before the training, not after it.
 Status check_output(const TuneOptions& options);
+// What was given has to mean something to the method. To be asked once `given` is known.
+Status check_options_apply(const TuneOptions& options);
 // Examples set aside, for split_examples(); "auto": 5 %, at most 64 examples, none of very small
 // sets. Errors: no number.
 Result<double> validation_size(const std::string& text, std::size_t examples);

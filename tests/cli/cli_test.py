@@ -308,6 +308,7 @@ class Cli(unittest.TestCase):
 
     def test_bad_data(self):
         cases = {
+            "first.jsonl": ('"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "b"}\n', ":1"),
             "broken.jsonl": ('{"prompt": "a", "completion": "b"}\n{"prompt": oops}\n', ":2"),
             "fields.jsonl": ('{"prompt": "a"}\n', ":1"),
             "empty.jsonl": ("\n\n", "empty.jsonl"),
@@ -325,7 +326,19 @@ class Cli(unittest.TestCase):
     def test_bad_outputs_and_options(self):
         tune = ("tune", "-m", "toy.gguf", "--data", "data.jsonl")
         self.fails(*tune, "-o", "x.bin", says=".gguf")
-        self.fails(*tune, "-o", "toy.gguf", says="input file")
+        self.fails(*tune, "-o", "toy.gguf", says="an input, toy.gguf")
+        self.fails(*tune, "-o", "f16.gguf", "--teacher", "f16.gguf", says="an input, f16.gguf")
+        self.fails("eval", "report", "-o", "data.jsonl", "a=data.jsonl", says=".html")
+        self.fails("eval", "choice", "-m", "toy.gguf", "--task", "arc", "-f", "data.jsonl", "-o", "toy.gguf",
+                   says="an input, toy.gguf")
+        self.fails(*tune, "-o", "o" * 250 + ".gguf", says="cannot write")
+        self.fails(*tune, "-o", "x.gguf", "--lora-r", "8", says="--lora-r: belongs to")
+        self.fails("quantize", "f16.gguf", "x.gguf", "--method", "nf4", "--bits", "3", says="--bits")
+        for option, value in (("--max-steps", "-1"), ("--save-steps", "1.5"), ("--lr", "nan")):
+            self.fails(*tune, "-o", "x.gguf", option, value, says=value, code=2)
+        self.fails("run", "-m", "toy.gguf", "-p", "a", "--temp", "nan", says="nan", code=2)
+        self.fails("foo", says='no command "foo"', code=2)
+        self.fails("eval", "foo", says="trimpot eval --help", code=2)
         self.fails(*tune, "-o", "no/such/folder/x.gguf", says="no/such/folder")
         self.fails(*tune, "-o", "x.gguf", "--lr", "0", says="learning rate")
         self.fails(*tune, "-o", "x.gguf", "--target-modules", "nose", says="nose")
@@ -342,6 +355,46 @@ class Cli(unittest.TestCase):
                                       cwd=self.folder)
             self.assertEqual(done.returncode, 1)
             self.assertIn(b"standard output", done.stderr)
+
+    def test_closed_standard_files(self):
+        """Catches: progress that is written into the model, whose file got standard error's number."""
+        quantize = ("quantize", "f16.gguf")
+        self.trimpot(*quantize, "whole.gguf", "--method", "rtn", "--group-size", "32")
+        done = subprocess.run(["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", TRIMPOT, *quantize, "closed.gguf",
+                               "--method", "rtn", "--group-size", "32"], cwd=self.folder,
+                              stdout=subprocess.DEVNULL, timeout=120)
+        self.assertEqual(done.returncode, 0)
+        self.assertEqual((self.folder / "closed.gguf").read_bytes(), (self.folder / "whole.gguf").read_bytes())
+
+    def test_names_of_any_bytes(self):
+        name = b"bad\xff.gguf"
+        args = ["tune", "-m", "toy.gguf", "--data", "data.jsonl", "--max-steps", "1", "--json", "-q", "-o"]
+        done = subprocess.run([TRIMPOT.encode(), *map(str.encode, args), name], cwd=self.folder,
+                              capture_output=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue(json.loads(done.stdout.decode())["finished"])
+
+    def test_a_terminated_quantize_leaves_nothing(self):
+        process = subprocess.Popen([TRIMPOT, "quantize", "f16.gguf", "ended.gguf", "--method", "qeft",
+                                    "--weak-columns", "4", "--group-size", "32", "--calib", "text.txt",
+                                    "--calib-length", "64", "--calib-samples", "100000"],
+                                   cwd=self.folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not list(self.folder.glob("ended.gguf*")):
+            time.sleep(0.001)
+        process.terminate()
+        process.wait(60)
+        self.assertEqual([path.name for path in self.folder.glob("ended.gguf.partial*")], [])
+
+    def test_an_output_that_fails_keeps_what_was_learned(self):
+        """The disk is full when the training is over: a checkpoint has it, and --resume writes it."""
+        args = [TRIMPOT, "tune", "-m", "toy.gguf", "--data", "data.jsonl", "-o", "full.gguf", "--max-steps", "2",
+                "--run-dir", "full.run", "-q"]
+        limited = subprocess.run(["/bin/sh", "-c", 'ulimit -f 100; exec "$@"', "sh", *args], cwd=self.folder,
+                                 capture_output=True, timeout=120)
+        self.assertEqual(limited.returncode, 1, limited.stderr)
+        self.assertIn(b"--resume", limited.stderr)
+        self.trimpot(*args[1:], "--resume")
+        self.assertFalse(list(self.folder.glob("full.gguf.partial*")))
 
     def test_time_of_start(self):
         start = time.time()

@@ -348,7 +348,7 @@ Result<Schedule> make_schedule(const std::vector<Plan>& plans, const CompareInpu
   for (const std::string* path : {&inputs.model, &inputs.data, &inputs.other_data, &inputs.text,
                                   &inputs.calibration, &inputs.task})
     if (!path->empty() && file_identity(*path).empty())
-      return fail("{}: there is no such file", *path);
+      return fail("{}: there is no such file, or it is a folder", *path);
   Schedule schedule;
   std::map<std::string, std::size_t> known;
   for (const Plan& plan : plans) {

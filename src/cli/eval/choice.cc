@@ -1,6 +1,7 @@
 #include "eval/choice.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "cli/engine.h"
@@ -38,6 +39,10 @@ Json item_json(const ChoiceCommand& command, const ChoiceItem& item, const Choic
 }
 
 Status eval_choice(const ChoiceCommand& command) {
+  if (!command.output.empty())
+    TRIMPOT_TRY_VOID(check_output_file(
+        command.output, std::array{command.model.model, command.model.adapter, command.file,
+                                   command.examples, command.preamble}));
   TRIMPOT_TRY(const ChoiceTask task, find_choice_task(command.task));
   TRIMPOT_TRY(ChoiceFile file, read_choices(task, command.file));
   if (!command.preamble.empty()) {
@@ -124,7 +129,7 @@ void add_eval_choice(CLI::App& eval, Action& action) {
       "text file that comes before everything else, as it is: TruthfulQA's examples, "
       "instructions");
   choice->add_option("--limit", options->choice.limit, "items to score (default: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   choice->add_option("-o,--output", options->output,
                      "every item with its log-likelihoods, as JSON Lines");
   choice->add_flag("--json", options->json, "one JSON object instead of text");

@@ -87,7 +87,7 @@ void add_eval_columns(CLI::App& eval, Action& action) {
       ->check(CLI::Range(2, 1 << 24))
       ->capture_default_str();
   columns->add_option("--chunks", options->windows, "windows to read")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1))
       ->capture_default_str();
   columns->add_flag("--json", options->json, "one JSON object instead of text");
   columns->footer("Example:\n  trimpot eval columns -m f32.gguf -f text.txt --layer 10");

@@ -1,6 +1,7 @@
 #include "eval/generate.h"
 
 #include <algorithm>
+#include <array>
 
 #include "cli/engine.h"
 #include "cli/eval/common.h"
@@ -20,6 +21,10 @@ struct GenerateCommand {
 };
 
 Status eval_generate(const GenerateCommand& command) {
+  if (!command.output.empty())
+    TRIMPOT_TRY_VOID(
+        check_output_file(command.output, std::array{command.model.model, command.model.adapter,
+                                                     command.file, command.examples_file}));
   TRIMPOT_TRY(const std::vector<MathItem> items, read_gsm8k(command.file));
   std::vector<MathItem> others;
   if (!command.examples_file.empty()) {
@@ -106,7 +111,7 @@ void add_eval_generate(CLI::App& eval, Action& action) {
                        "where the examples come from, its first ones (default: the file itself, "
                        "without the question)");
   generate->add_option("--limit", options->limit, "items to answer (default: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   generate
       ->add_option("-n,--n-predict", options->generate.max_tokens, "tokens of an answer at most")
       ->check(CLI::Range(1, 1 << 20))

@@ -14,22 +14,6 @@ struct KlOptions {
   bool json = false;
 };
 
-// The same ids for the same tokens. What a text is cut into is compared by the caller.
-Status same_vocabulary(const KlOptions& options, const Tokenizer& model, const Tokenizer& teacher) {
-  if (model.vocabulary_size() != teacher.vocabulary_size())
-    return fail(
-        "{} has {} tokens and {} has {}: their predictions do not compare; a teacher with "
-        "the same tokenizer is needed",
-        options.teacher, teacher.vocabulary_size(), options.model.model, model.vocabulary_size());
-  for (std::size_t id = 0; id < model.vocabulary_size(); ++id)
-    if (model.token_text(static_cast<TokenId>(id)) != teacher.token_text(static_cast<TokenId>(id)))
-      return fail(
-          "token {} of {} is another than that of {}: their predictions do not compare; a "
-          "teacher with the same tokenizer is needed",
-          id, options.teacher, options.model.model);
-  return {};
-}
-
 Json to_json(const KlOptions& options, const DivergenceResult& result, double seconds) {
   Json json{{"task", "kl"}, {"tokens", result.tokens}, {"chunks", result.chunks}};
   add_metrics(json, {{result.mean, result.same_top}});
@@ -57,7 +41,7 @@ Status eval_kl(const KlOptions& options) {
   teacher_options.adapter.clear();
   TRIMPOT_TRY(const auto teacher, load_engine(teacher_options));
   const Tokenizer& tokenizer = *engine->tokenizer;
-  TRIMPOT_TRY_VOID(same_vocabulary(options, tokenizer, *teacher->tokenizer));
+  TRIMPOT_TRY_VOID(same_vocabulary(options.model.model, *engine, options.teacher, *teacher));
   const std::vector<TokenId> tokens = tokenizer.encode(text);
   if (tokens != teacher->tokenizer->encode(text))
     return fail(
@@ -111,7 +95,7 @@ void add_eval_kl(CLI::App& eval, Action& action) {
       ->check(CLI::Range(4, 1 << 24))
       ->capture_default_str();
   kl->add_option("--chunks", options->divergence.chunks, "windows to score (default: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   kl->add_flag("--json", options->json, "one JSON object instead of text");
   kl->footer(
       "Example:\n"

@@ -73,11 +73,11 @@ void add_eval_match(CLI::App& eval, Action& action) {
   add_model_options(*match, options->model);
   match->add_option("--data", options->data, "held-out records, as for tune")->required();
   match->add_option("--limit", options->match.limit, "records to score (default: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   match->add_option("-n,--n-predict", options->match.max_tokens, "tokens of an answer at most")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  match->add_option("--show", options->show, "samples to print")->check(CLI::NonNegativeNumber);
+  match->add_option("--show", options->show, "samples to print")->check(whole_number(0));
   match->add_flag("--json", options->json, "one JSON object instead of text");
   match->footer("Example:\n  trimpot eval match -m tuned.gguf --data heldout.jsonl --show 3");
   match->callback([options, &action] { action = [options] { return eval_match(*options); }; });

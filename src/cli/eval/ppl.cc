@@ -64,7 +64,7 @@ void add_eval_ppl(CLI::App& eval, Action& action) {
                   "tokens of a window (default: 512, for --stride paper 2048)")
       ->check(CLI::Range(4, 1 << 24));
   ppl->add_option("--chunks", options->chunks, "windows to score (default: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   ppl->add_option("--stride", options->stride,
                   "llama: score the second half of each window, as llama.cpp does; paper: all "
                   "positions of non-overlapping windows")

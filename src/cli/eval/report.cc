@@ -169,15 +169,20 @@ struct ReportCommand {
 };
 
 Status eval_report(const ReportCommand& command) {
+  if (!command.output.ends_with(".html"))
+    return fail("{}: the output must end in .html", command.output);
   EvalReport report;
+  std::vector<std::string> paths;
   for (const std::string& input : command.inputs) {
     const std::size_t sign = input.find('=');
     if (sign == 0 || sign == std::string::npos || sign + 1 == input.size())
       return fail("{}: NAME=FILE is expected, such as base=base.json", input);
     const std::string path = input.substr(sign + 1);
+    paths.push_back(path);
     TRIMPOT_TRY(const std::string text, read_text_file(path));
     TRIMPOT_TRY_VOID(report.add(input.substr(0, sign), path, text));
   }
+  TRIMPOT_TRY_VOID(check_output_file(command.output, paths));
   TRIMPOT_TRY(AtomicFile file, AtomicFile::create(command.output));
   TRIMPOT_TRY_VOID(file.write(eval_page(command.title, report, command.samples)));
   return file.commit();
