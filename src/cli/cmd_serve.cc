@@ -43,6 +43,10 @@ Status load_adapters(const std::vector<std::string>& pairs, serve::Adapters& ada
   return {};
 }
 
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host.starts_with("127.") || host == "::1";
+}
+
 Status serve_model(ServeOptions options) {
   // Adapters and answers are made and freed by hundreds of threads. With glibc's 8 heaps per core
   // each would keep holes of its own.
@@ -66,7 +70,10 @@ Status serve_model(ServeOptions options) {
   serve::Engine scheduler(engine->compute, *engine->model, *engine->tokenizer, overlays,
                           options.engine);
   serve::Api api(scheduler, adapters, *engine->tokenizer, std::move(text),
-                 {options.api_key, options.metrics, std::chrono::seconds(options.timeout)});
+                 {.api_key = options.api_key,
+                  .metrics = options.metrics,
+                  .local = options.api_key.empty() && is_loopback(options.http.host),
+                  .timeout = std::chrono::seconds(options.timeout)});
   // Each request holds a connection until it is answered.
   options.http.connections = options.engine.parallel + options.engine.queue + 64;
   TRIMPOT_TRY(const auto server, serve::HttpServer::listen(api, options.http));
@@ -74,7 +81,13 @@ Status serve_model(ServeOptions options) {
   note(fmt::format("{} at http://{}:{} ({} at once, {} tokens each); Ctrl-C ends it",
                    adapters.base()->name, ipv6 ? "[" + options.http.host + "]" : options.http.host,
                    server->port(), options.engine.parallel, options.engine.context));
-  while (!interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  while (!interrupted()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    if (!server->running()) {
+      scheduler.stop();
+      return fail("the system accepts no more connections for this server; start it again");
+    }
+  }
   note("finishing the requests at hand; Ctrl-C again to leave at once");
   scheduler.drain();
   const auto until = std::chrono::steady_clock::now() + kGrace;

@@ -52,6 +52,7 @@ ServedPtr Adapters::by_number(std::uint64_t version) const {
 
 Result<ServedPtr> Adapters::load(const std::string& name, const std::string& path) {
   TRIMPOT_TRY_VOID(check_name(name));
+  if (path.find('\0') != std::string::npos) return fail("the path has a byte of zero");
   const auto taken = [&] { return name == served_base_->name || adapters_.contains(name); };
   const auto check = [&]() -> Status {
     if (taken()) return fail("\"{}\" is loaded already; unload it first", printable(name));

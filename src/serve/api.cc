@@ -11,6 +11,14 @@
 namespace trimpot::serve {
 namespace {
 
+// "localhost:8080", "127.0.0.1", "[::1]:8080"
+bool is_local_name(std::string_view host) {
+  const std::size_t bracket = host.find(']');
+  const std::size_t colon = host.find(':', bracket == std::string_view::npos ? 0 : bracket);
+  const std::string_view name = host.substr(0, colon);
+  return name == "localhost" || name == "127.0.0.1" || name == "[::1]";
+}
+
 ApiError unknown_model(const std::string& name) {
   return {404,
           fmt::format("there is no model or adapter \"{}\"; GET /v1/models lists them",
@@ -169,6 +177,11 @@ std::optional<HttpReply> Api::refuse(const HttpRequest& request) const {
   if (!request.origin.empty() && request.origin != "http://" + request.host &&
       request.origin != "https://" + request.host)
     return error_reply({403, "requests of pages of another site are refused", "origin"});
+  // A site may have its name point to this machine: its pages then have one origin with this
+  // server.
+  if (!request.origin.empty() && options_.local && !is_local_name(request.host))
+    return error_reply(
+        {403, "pages are answered at localhost only; --host or --api-key opens that", "host"});
   if (!options_.api_key.empty() && !route->open) {
     constexpr std::string_view kScheme = "Bearer ";
     const bool bearer = request.authorization.starts_with(kScheme);

@@ -36,6 +36,7 @@ struct HttpReply {
 struct ApiOptions {
   std::string api_key;  // empty: everybody is welcome
   bool metrics = false;
+  bool local = false;                 // browsers' pages of localhost only
   std::chrono::seconds timeout{600};  // for a request, from its arrival
 };
 

@@ -17,6 +17,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr int kReadMilliseconds = 10'000, kWriteMilliseconds = 10'000;
 constexpr std::chrono::seconds kWholeRequest{60};
+// httplib reads lines and headers of any length and number, before anybody is asked for a key.
+constexpr std::size_t kMostHeaderBytes = 64 << 10;
 
 void address(const sockaddr_storage& from, std::string& ip, int& port) {
   char text[INET6_ADDRSTRLEN] = "";
@@ -44,13 +46,13 @@ Connection::~Connection() {
   ::close(socket_);
 }
 
-bool Connection::poll_for(short events, int milliseconds) const {
+short Connection::poll_for(short events, int milliseconds) const {
   pollfd entry{socket_, events, 0};
   int ready;
   do {
     ready = ::poll(&entry, 1, milliseconds);
   } while (ready < 0 && errno == EINTR);
-  return ready > 0;
+  return ready > 0 ? entry.revents : short{0};
 }
 
 bool Connection::wait_for_request(std::chrono::seconds patience, const std::atomic<bool>& stop) {
@@ -58,11 +60,18 @@ bool Connection::wait_for_request(std::chrono::seconds patience, const std::atom
   while (begin_ == end_ && !poll_for(POLLIN, 100))
     if (stop || Clock::now() >= until) return false;
   read_until_ = Clock::now() + kWholeRequest;
-  return !gone();
+  stop_ = &stop;
+  header_bytes_left_ = kMostHeaderBytes;
+  char byte;  // what is here is answered, though nothing may follow it
+  return begin_ != end_ || ::recv(socket_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 bool Connection::gone() const {
-  if (begin_ != end_ || !poll_for(POLLIN | POLLRDHUP, 0)) return false;
+  const short came = poll_for(POLLIN | POLLRDHUP, 0);
+  // Said first: what a client sent behind its request, a line end or another request, is not read
+  // while this one is answered, and would hide that it has left.
+  if ((came & (POLLRDHUP | POLLHUP | POLLERR)) != 0) return true;
+  if (begin_ != end_ || came == 0) return false;
   char byte;
   const ssize_t got = ::recv(socket_, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
@@ -82,14 +91,19 @@ bool Connection::is_readable() const {
 bool Connection::is_writable() const { return poll_for(POLLOUT, kWriteMilliseconds) && !gone(); }
 
 ssize_t Connection::read(char* data, size_t size) {
+  if (header_bytes_left_ == 0) return -1;
   if (begin_ == end_) {
-    if (Clock::now() >= read_until_ || !poll_for(POLLIN, kReadMilliseconds)) return -1;
+    const auto late = Clock::now() + std::chrono::milliseconds(kReadMilliseconds);
+    while (!poll_for(POLLIN, 100))
+      if (*stop_ || Clock::now() >= std::min(late, read_until_)) return -1;
+    if (Clock::now() >= read_until_) return -1;
     const ssize_t got = ::recv(socket_, buffer_.data(), buffer_.size(), 0);
     if (got <= 0) return got;
     begin_ = 0;
     end_ = static_cast<std::size_t>(got);
   }
-  const std::size_t count = std::min(size, end_ - begin_);
+  const std::size_t count = std::min({size, end_ - begin_, header_bytes_left_});
+  if (header_bytes_left_ != SIZE_MAX) header_bytes_left_ -= count;
   std::memcpy(data, buffer_.data() + begin_, count);
   begin_ += count;
   return static_cast<ssize_t>(count);

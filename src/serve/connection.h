@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <string>
 
 namespace trimpot::serve {
@@ -18,8 +19,11 @@ class Connection final : public httplib::Stream {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
-  // Waits for the first byte of a request; false: none came in time, or `stop` was set.
+  // Waits for the first byte of a request; false: none came in time, or `stop` was set. When it is
+  // set later, what has not come by then is not waited for.
   bool wait_for_request(std::chrono::seconds patience, const std::atomic<bool>& stop);
+  // Request line and headers were within bounds: from here on who reads the body counts.
+  void headers_read() { header_bytes_left_ = SIZE_MAX; }
   // The client closed its end, or the connection broke.
   bool gone() const;
   // After this answer no request is read: there may be bytes on the way that are none.
@@ -37,12 +41,15 @@ class Connection final : public httplib::Stream {
   socket_t socket() const override { return socket_; }
 
  private:
-  bool poll_for(short events, int milliseconds) const;
+  // What of `events` has come; hang-ups and errors come unasked.
+  short poll_for(short events, int milliseconds) const;
 
   int socket_;
   bool closing_ = false;
   std::chrono::steady_clock::time_point read_until_;  // a request has to be here by then
-  std::array<char, 16384> buffer_;                    // httplib reads headers byte by byte
+  const std::atomic<bool>* stop_ = nullptr;
+  std::size_t header_bytes_left_ = 0;
+  std::array<char, 16384> buffer_;  // httplib reads headers byte by byte
   std::size_t begin_ = 0, end_ = 0;
 };
 

@@ -59,6 +59,8 @@ std::string error_body(const ApiError& error) {
 Parsed<Json> parse_object(std::string_view body) {
   if (too_deep(body))
     return bad_request(fmt::format("the body is nested more than {} levels deep", kDeepest));
+  // The parser would take it for the end.
+  if (body.find('\0') != std::string_view::npos) return bad_request("the body has a byte of zero");
   Json json = Json::parse(body, nullptr, false);
   if (json.is_discarded())
     return bad_request("the body is not valid JSON (in UTF-8, numbers within a double's range)");

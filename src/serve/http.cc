@@ -60,6 +60,7 @@ class HttpServer::Impl : public httplib::Server {
   Status open(const HttpOptions& options);
   void close();
   int port() const { return port_; }
+  bool running() const { return is_running(); }
   std::size_t open_requests() const { return open_requests_; }
 
  private:
@@ -147,6 +148,7 @@ bool HttpServer::Impl::process_and_close_socket(socket_t socket) {
 // Answers what has no body, and what is refused before its body is read.
 httplib::Server::HandlerResponse HttpServer::Impl::before_body(const httplib::Request& request,
                                                                httplib::Response& response) {
+  this_connection->headers_read();
   const HttpRequest http = to_request(request);
   const std::string length = request.get_header_value("Content-Length");
   const bool has_body =
@@ -159,6 +161,16 @@ httplib::Server::HandlerResponse HttpServer::Impl::before_body(const httplib::Re
     fill(response, std::move(reply));
     return HandlerResponse::Handled;
   };
+  // RFC 9112, 6.3: a proxy before this server might see another end of the body than we do, and
+  // let a request pass that is hidden in it.
+  const std::string coding = request.get_header_value("Transfer-Encoding");
+  if (request.get_header_value_count("Content-Length") +
+              request.get_header_value_count("Transfer-Encoding") >
+          1 ||
+      (!coding.empty() && coding != "chunked"))
+    return answer(Api::error_reply(
+        {400,
+         "one Content-Length, or Transfer-Encoding: chunked, has to say how long the body is"}));
   if (auto refused = api_.refuse(http)) return answer(std::move(*refused));
   if (request.method != "POST") return answer(api_.handle(http));
   const bool number =
@@ -215,6 +227,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::listen(Api& api, const HttpOptio
 }
 
 int HttpServer::port() const { return impl_->port(); }
+bool HttpServer::running() const { return impl_->running(); }
 std::size_t HttpServer::open_requests() const { return impl_->open_requests(); }
 void HttpServer::stop() { impl_->close(); }
 

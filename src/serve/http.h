@@ -24,6 +24,8 @@ class HttpServer {
   ~HttpServer();  // stop()
 
   int port() const;
+  // Whether connections are still accepted: some errors of the system end that.
+  bool running() const;
   // Requests being answered at this moment.
   std::size_t open_requests() const;
   // Closes the door: waits for connections to end, cutting streams short. Drain the engine first.

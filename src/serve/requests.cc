@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::int64_t kMostChoices = 128;
 constexpr std::int64_t kMostTop = 20;
-constexpr std::size_t kMostStops = 16;
+constexpr std::size_t kMostStops = 16, kMostStopBytes = 4096;
 constexpr std::int64_t kMostTokens = 1 << 24;
 constexpr std::int64_t kCompletionTokens = 16;  // OpenAI's default
 
@@ -59,6 +59,11 @@ void read_common(Fields& fields, GenerationRequest& request, Job& job) {
   else
     job.sampler.seed = std::random_device()();
   job.stop = fields.texts("stop", kMostStops).value_or(std::vector<std::string>{});
+  // Each choice of each prompt has a copy.
+  for (const std::string& stop : job.stop)
+    if (stop.size() > kMostStopBytes)
+      fields.problem(
+          "stop", fmt::format("has a text of {} bytes; {} at most", stop.size(), kMostStopBytes));
   job.ignore_end = fields.boolean("ignore_eos").value_or(false);
   request.choices = fields.integer("n", 1, kMostChoices).value_or(1);
   request.stream = fields.boolean("stream").value_or(false);

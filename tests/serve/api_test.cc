@@ -294,6 +294,19 @@ TEST(Api, Keys) {
   EXPECT_EQ(toy.get("/").status, 200);
 }
 
+// Catches: a text that each of 128 choices has a copy of, bytes behind a zero that nobody reads.
+TEST(Api, LongStopsAndZerosAreRefused) {
+  ToyServer toy;
+  const Json body = {{"prompt", "a"}, {"max_tokens", 1}, {"stop", std::string(5000, 'z')}};
+  const Json error = toy.answer("/v1/completions", body, 400)["error"];
+  EXPECT_EQ(error["param"], "stop");
+  const std::string text = Json{{"prompt", "a"}, {"max_tokens", 1}}.dump();
+  EXPECT_EQ(toy.post("/v1/completions", text).status, 200);
+  EXPECT_EQ(toy.post("/v1/completions", text + std::string("\0junk", 5)).status, 400);
+  const std::string path = "x.safetensors" + std::string("\0y", 2);
+  toy.answer("/adapters", {{"name", "x"}, {"path", path}}, 400);
+}
+
 TEST(Api, PagesOfOtherSitesAreRefused) {
   ToyServer toy;
   HttpRequest request;
@@ -304,6 +317,18 @@ TEST(Api, PagesOfOtherSitesAreRefused) {
   EXPECT_EQ(toy.api->handle(request).status, 200);
   request.origin = "http://example.org";
   EXPECT_EQ(toy.api->handle(request).status, 403);
+  // A name of another site that points here: one origin for the browser.
+  request.host = "example.org";
+  EXPECT_EQ(toy.api->handle(request).status, 200);  // a proxy's, where the server is meant for it
+  ApiOptions options;
+  options.local = true;
+  ToyServer local({}, options);
+  EXPECT_EQ(local.api->handle(request).status, 403);
+  for (const char* host : {"localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "[::1]"}) {
+    request.host = host;
+    request.origin = std::string("http://") + host;
+    EXPECT_EQ(local.api->handle(request).status, 200) << host;
+  }
 }
 
 TEST(Api, Metrics) {

@@ -139,6 +139,35 @@ TEST_F(Http, BodiesWithoutALengthAreLimitedToo) {
   EXPECT_TRUE(hear(gibberish).starts_with("HTTP/1.1 400"));
 }
 
+// Before anybody is asked for a key. Catches: headers and lines that fill the memory.
+TEST_F(Http, HeadersHaveAnEnd) {
+  for (const std::string& piece : {std::string("a: b\r\n"), std::string("x")}) {
+    const int socket = dial();
+    std::string text = "GET /health HTTP/1.1\r\n";
+    while (text.size() < 200'000) text += piece;
+    // The server closes before all is sent.
+    ::send(socket, text.data(), text.size(), MSG_NOSIGNAL);
+    EXPECT_FALSE(hear(socket).starts_with("HTTP/1.1 200"));
+  }
+  EXPECT_EQ(client().Get("/health")->status, 200);
+}
+
+// Who stands before this server may count otherwise: the second request would be its client's own.
+TEST_F(Http, BodiesOfTwoLengthsAreRefused) {
+  const std::string hidden = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+  for (const std::string& lengths :
+       {std::string("Content-Length: 2\r\nContent-Length: 40\r\n"),
+        std::string("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n"),
+        std::string("Transfer-Encoding: gzip, chunked\r\n"),
+        std::string("Transfer-Encoding: xchunked\r\n")}) {
+    const int socket = dial();
+    say(socket, "POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + lengths + "\r\n{}" + hidden);
+    const std::string answer = hear(socket);
+    EXPECT_TRUE(answer.starts_with("HTTP/1.1 400")) << lengths << answer;
+    EXPECT_EQ(answer.find("HTTP/1.1", 1), std::string::npos) << lengths << answer;
+  }
+}
+
 TEST_F(Http, NoiseIsAnsweredAndForgotten) {
   RandomStream random(1);
   for (int i = 0; i < 50; ++i) {
@@ -154,11 +183,15 @@ TEST_F(Http, NoiseIsAnsweredAndForgotten) {
 }
 
 TEST_F(Http, ADisconnectCancels) {
-  for (const bool stream : {false, true}) {
+  // What follows a request is not read while it is answered, and hides nothing.
+  for (const auto& [stream, more] : {std::pair{false, ""},
+                                     {true, ""},
+                                     {false, "\r\n"},
+                                     {true, "GET /health HTTP/1.1\r\n\r\n"}}) {
     const std::uint64_t steps = toy_.engine->state().steps;
     const std::uint64_t cancelled = toy_.adapters->base()->usage.cancelled;
     const int socket = dial();
-    say(socket, post("/v1/completions", long_request(stream)));
+    say(socket, post("/v1/completions", long_request(stream)) + more);
     for (int i = 0; i < 5000 && toy_.engine->state().steps < steps + 3; ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     EXPECT_FALSE(toy_.engine->idle());
