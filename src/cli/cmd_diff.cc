@@ -159,8 +159,9 @@ std::string show(const DiffOptions& options, const FileDifference& d) {
                                  options.b, d.b_bytes);
   text += show_metadata(d, options.all) + show_sets(d, options.all) + show_tensors(d, options.all);
   if (!d.tensors.empty())
-    text += fmt::format("Bytes that differ: codes {}, scales {}, offsets {}, dense tensors {}\n",
-                        d.code_bytes, d.scale_bytes, d.offset_bytes, d.dense_bytes);
+    text += fmt::format(
+        "Bytes that differ: codes {}, scales {}, offsets {}, weak columns {}, dense tensors {}\n",
+        d.code_bytes, d.scale_bytes, d.offset_bytes, d.weak_bytes, d.dense_bytes);
   return text + summarize(d) + "\n";
 }
 

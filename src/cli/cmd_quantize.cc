@@ -83,6 +83,10 @@ Result<std::vector<std::vector<TokenId>>> calibration_windows(const Options& opt
                 options.method, options.samples * options.length * 3 / 4);
   TRIMPOT_TRY(const Tokenizer tokenizer, Tokenizer::from_gguf(file));
   TRIMPOT_TRY(const std::string text, read_text_file(options.calibration));
+  TRIMPOT_TRY(const ModelConfig config, read_config(file));
+  if (static_cast<std::int64_t>(options.length) > config.context_length)
+    return fail("--calib-length {}: the model's context has {} tokens", options.length,
+                config.context_length);
   const std::vector<TokenId> tokens = tokenizer.encode(text);
   if (tokens.size() < options.length)
     return fail(

@@ -96,7 +96,8 @@ Status resolve_preset(TuneOptions& options, const gguf::File& file) {
                        : preset.schedule == ScheduleKind::kCosine ? "cosine"
                                                                   : "constant";
   TRIMPOT_TRY(t.schedule, parse_schedule_kind(*options.schedule));
-  t.warmup_ratio = options.warmup_ratio.value_or(preset.warmup_ratio);
+  // Steps that were given stand instead of the ratio, none of them included.
+  t.warmup_ratio = options.warmup_ratio.value_or(options.warmup_steps ? 0 : preset.warmup_ratio);
   t.warmup_steps = options.warmup_steps.value_or(options.warmup_ratio ? 0 : preset.warmup_steps);
   t.max_grad_norm = options.max_grad_norm.value_or(preset.max_grad_norm);
   options.rank = options.rank.value_or(preset.rank);
@@ -153,6 +154,25 @@ std::int64_t weak_columns_of(const Model& model) {
   return most;
 }
 
+// A file has one number of bits and one group size for all its layers in groups.
+Status check_one_scheme(const TuneOptions& options, const Engine& engine) {
+  for (std::size_t index = 0; index < engine.model->linear_count(); ++index) {
+    if (is_target(options.target_modules, index) ||
+        !engine.file.find_tensor(linear_name(index) + ".codes"))
+      continue;
+    TRIMPOT_TRY(const std::uint64_t bits, engine.file.get_uint_or("trimpot.bits", 0));
+    TRIMPOT_TRY(const std::uint64_t size, engine.file.get_uint_or("trimpot.group_size", 0));
+    const auto group_size = size == 0 ? -1 : static_cast<std::int64_t>(size);
+    if (static_cast<std::uint64_t>(options.bits) == bits && options.group_size == group_size)
+      return {};
+    return fail(
+        "{} is not tuned and has {} bits in groups of {}: a file has one scheme; give --bits {} "
+        "--group-size {}, or tune all layers",
+        linear_name(index), bits, group_size, bits, group_size);
+  }
+  return {};
+}
+
 Result<std::unique_ptr<TuningMethod>> prepare_method(const TuneOptions& options, Engine& engine,
                                                      const Examples& examples) {
   MethodOptions how;
@@ -178,6 +198,7 @@ Result<std::unique_ptr<TuningMethod>> prepare_method(const TuneOptions& options,
     TRIMPOT_TRY(how.new_columns, choose_weak_columns(engine.compute, *engine.model, examples.set,
                                                      options.weak_columns, options.target_modules));
   }
+  if (options.method == "qat") TRIMPOT_TRY_VOID(check_one_scheme(options, engine));
   TRIMPOT_TRY(auto method, make_method(engine.compute, *engine.model, how));
   if (!ends_with_gguf(options.output)) {
     if (options.method == "full" || options.method == "qat")
@@ -187,6 +208,13 @@ Result<std::unique_ptr<TuningMethod>> prepare_method(const TuneOptions& options,
           options.output, options.method);
     return method;
   }
+  for (std::size_t index = 0; index < engine.model->linear_count(); ++index)
+    if (options.method.starts_with("peqa") && is_target(options.target_modules, index) &&
+        engine.model->linear(index).weight.view().book == CodeBook::kNf4)
+      return fail(
+          "{}: {}: the scales of NF4 are 8-bit codes themselves and cannot hold tuned "
+          "ones; write an adapter (.safetensors)",
+          options.output, linear_tensor_name(index));
   const std::string why = why_not_gguf(*engine.model);
   if (!why.empty()) return fail("{}: {}", options.output, why);
   return method;

@@ -150,7 +150,10 @@ Status save_model(const gguf::File& base, const Model& model, const std::vector<
     if (linear.weak.rows() > 0 || linear.low_rank)
       return fail("{}: weak columns and low-rank paths cannot be written as a plain model file",
                   linear_name(index));
-    if (linear.weight.quantized()) grouped = &linear.weight;
+    // Where rows differ in length, only the longer ones tell one group a row from a large one.
+    if (linear.weight.quantized() &&
+        (grouped == nullptr || linear.weight.groups() > grouped->groups()))
+      grouped = &linear.weight;
     names.push_back(linear_name(index));
   }
   TRIMPOT_TRY_VOID(copy_metadata(base, own || grouped != nullptr, out));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 namespace trimpot {
 namespace {
@@ -56,15 +57,26 @@ std::int64_t count_predictions(const TrainingBatch& batch) {
 void TrainingPass::prepare(const TrainingBatch& batch, const GradientSink* sink) {
   const ModelConfig& config = model_.config;
   rows_ = static_cast<std::int64_t>(batch.tokens.size());
-  if (caches_.size() < batch.lengths.size()) caches_.resize(batch.lengths.size());
+  // The longest sequence takes the first cache, and so on: caches that belonged to places in the
+  // batch would grow, each to the longest sequence that was ever there.
+  const std::size_t count = batch.lengths.size();
+  if (caches_.size() < count) caches_.resize(count);
+  by_length_.resize(count);
+  std::iota(by_length_.begin(), by_length_.end(), std::size_t{0});
+  std::stable_sort(by_length_.begin(), by_length_.end(), [&](std::size_t a, std::size_t b) {
+    return batch.lengths[a] > batch.lengths[b];
+  });
+  cache_of_.resize(count);
+  for (std::size_t rank = 0; rank < count; ++rank) cache_of_[by_length_[rank]] = rank;
   rows_of_.tokens = batch.tokens;
   rows_of_.segments.clear();
   labelled_rows_.clear();
   std::int64_t first = 0;
   for (std::size_t i = 0; i < batch.lengths.size(); ++i) {
     const std::int64_t length = batch.lengths[i];
-    caches_[i].allocate(compute_, config.attention, length);
-    rows_of_.segments.push_back({first, length, 0, &caches_[i]});
+    KeyValues& cache = caches_[cache_of_[i]];
+    cache.allocate(compute_, config.attention, length);
+    rows_of_.segments.push_back({first, length, 0, &cache});
     for (std::int64_t row = first; row + 1 < first + length; ++row)
       if (batch.learned[row + 1]) labelled_rows_.push_back(row);
     first += length;
@@ -96,8 +108,9 @@ void TrainingPass::run_teacher(const TrainingBatch& batch) {
   if (teacher_caches_.size() < batch.lengths.size()) teacher_caches_.resize(batch.lengths.size());
   Batch rows{batch.tokens, rows_of_.segments};
   for (std::size_t i = 0; i < rows.segments.size(); ++i) {
-    teacher_caches_[i].allocate(compute_, config.attention, rows.segments[i].count);
-    rows.segments[i].cache = &teacher_caches_[i];
+    KeyValues& cache = teacher_caches_[cache_of_[i]];
+    cache.allocate(compute_, config.attention, rows.segments[i].count);
+    rows.segments[i].cache = &cache;
   }
   teacher_rope_.fill(teacher, rows);
   teacher_activations_.allocate(config, rows_);

@@ -104,6 +104,14 @@ Result<ModelOutput> ModelOutput::open(const gguf::File& in, const Model& frame,
                                       const QuantizeOptions& options, const std::string& path) {
   ModelOutput output(in, frame, options);
   const Recipe& recipe = options.recipe;
+  const bool moved = frame.residual_order && !frame.embedding_order;
+  if (options.head.kind == HeadFormat::kAsInput && moved)
+    for (const char* name : {"token_embd", "output"})
+      if (exists(in, name) && !in.find_tensor(std::string(name) + ".weight"))
+        return fail(
+            "{}: {} is in groups whose channels are in another order than the output's: it cannot "
+            "be kept; give --head-type q8_0, or another",
+            in.path(), name);
   // Embedding and head in groups of ours, kept or made, take a file of ours.
   const bool own = recipe.target != Target::kDense || options.head.kind == HeadFormat::kGrouped ||
                    (options.head.kind == HeadFormat::kAsInput &&

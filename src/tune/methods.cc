@@ -95,7 +95,7 @@ std::string why_not_gguf(const Model& model) {
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     const Linear& linear = model.linear(index);
     if (linear.low_rank)
-      return linear.low_rank->pool > 0
+      return linear.low_rank->pool > 0 && linear.weight.has_shifts()
                  ? "a low-rank adapter is not part of the model file; write an adapter "
                    "(.safetensors), which `trimpot merge` puts into the offsets exactly"
                  : "a low-rank adapter is not part of the model file; write an adapter "

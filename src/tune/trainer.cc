@@ -179,10 +179,10 @@ Result<TrainerResult> Trainer::run(RunFolder& folder, const TrainerHooks& hooks)
     if (hooks.evaluated) hooks.evaluated(metrics);
     return {};
   };
-  if (step_ == 0) {
-    TRIMPOT_TRY_VOID(validate());
-  } else if (!folder.metrics().evals.empty()) {
+  if (!folder.metrics().evals.empty()) {  // of a run that is resumed
     result.first_eval_loss = folder.metrics().evals.front().loss;
+  } else if (step_ == 0) {
+    TRIMPOT_TRY_VOID(validate());
   }
 
   while (step_ < total_steps_) {

@@ -306,6 +306,20 @@ class Cli(unittest.TestCase):
         out, _ = self.trimpot("inspect", "own.safetensors", "--json")
         self.assertEqual(json.loads(out)["kinds"], {"lora_a": 14, "lora_b": 14})
 
+    def test_files_of_one_scheme(self):
+        """Catches: layers that are left as they were under the bits of those that were trained anew, a
+        head in groups whose channels are reordered with nothing to say what it was."""
+        self.trimpot("quantize", "f16.gguf", "four.gguf", "--method", "rtn", "--group-size", "32")
+        qat = ("tune", "-m", "four.gguf", "--data", "data.jsonl", "-o", "x.gguf", "--method", "qat",
+               "--target-modules", "down_proj", "--max-steps", "1", "--lr", "1e-6", "--val-size", "0")
+        self.fails(*qat, "--bits", "3", "--group-size", "32", says="--bits 4 --group-size 32")
+        self.fails(*qat, "--group-size", "64", says="one scheme")
+        self.trimpot(*qat, "--group-size", "32")
+        self.trimpot("quantize", "f16.gguf", "moved.gguf", "--method", "qeft", "--weak-columns", "4",
+                     "--group-size", "32", "--head-type", "q4", "--calib", "text.txt", "--calib-length", "64")
+        self.fails("quantize", "moved.gguf", "y.gguf", "--method", "f32", says="--head-type")
+        self.trimpot("quantize", "moved.gguf", "y.gguf", "--method", "f32", "--head-type", "f32")
+
     def test_bad_data(self):
         cases = {
             "first.jsonl": ('"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "b"}\n', ":1"),
