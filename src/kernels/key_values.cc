@@ -104,6 +104,8 @@ void KeyValues::store_f32(const AttentionShape& shape, std::int64_t position, co
 // `count` positions of the same 16 (kKeyLanes), which are turned together: of a prompt of 512
 // tokens storing number by number took 2 % of the time. `scratch`: kKeyLanes times head_dim
 // numbers, then as many halves as k has in a row.
+constexpr float kMostF16 = 65504.0f;
+
 void KeyValues::store_f16(const Compute& compute, const AttentionShape& shape,
                           std::int64_t position, std::int64_t count, float* k, float* v,
                           float* scratch) {
@@ -112,6 +114,10 @@ void KeyValues::store_f16(const Compute& compute, const AttentionShape& shape,
   auto* keys = reinterpret_cast<f16*>(keys_.data());
   auto* values = reinterpret_cast<f16*>(values_.data());
   auto* halves = reinterpret_cast<f16*>(scratch + kKeyLanes * dim);
+  // What f16 cannot hold would be infinite, and 0 of it in another query's sum NaN. NaN stays.
+  for (float* row : {k, v})
+    for (std::int64_t i = 0; i < count * width; ++i)
+      row[i] = std::clamp(row[i], -kMostF16, kMostF16);
   if (count == kKeyLanes)
     for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
       kernels.transpose(k + head * dim, width, count, dim, scratch, kKeyLanes);

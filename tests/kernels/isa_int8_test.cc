@@ -172,6 +172,58 @@ TEST_P(IsaInt8, ABrokenValueLeavesEarlierTokensAlone) {
   EXPECT_TRUE(std::equal(want.begin(), want.begin() + earlier, got.begin()));
 }
 
+// A key that is not a number reaches each token that sees it, and no other. Catches: an exponential
+// that takes NaN for a score of nearly no weight, which leaves finite and wrong outputs.
+TEST_P(IsaInt8, ABrokenKeyDoesNotDisappear) {
+  const AttentionShape shape{2, 1, 64};
+  constexpr std::int64_t kTokens = 40, kBroken = 30;
+  Compute compute(*GetParam(), Precision::kDefault, 2);
+  RandomStream random(5);
+  Floats q = random.normals(kTokens * shape.q_width(), 1.0f), out(q.size());
+  Floats k = random.normals(kTokens * shape.kv_width(), 1.0f);
+  Floats v = random.normals(kTokens * shape.kv_width(), 1.0f);
+  k[kBroken * 64 + 5] = std::nanf("");
+  for (const CacheType type : {CacheType::kFloat, CacheType::kInt8}) {
+    KeyValues cache;
+    cache.allocate(compute, shape, kTokens, type);
+    Floats k_row = k, v_row = v;
+    cache.store(compute, shape, 0, kTokens, k_row.data(), v_row.data());
+    const Segment segment{0, kTokens, 0, &cache};
+    attention(compute, shape, {&segment, 1}, q.data(), out.data(), nullptr);
+    for (std::int64_t token = 0; token < kTokens; ++token)
+      EXPECT_EQ(std::isfinite(out[token * shape.q_width()]), token < kBroken) << token;
+  }
+}
+
+// f16 ends at 65504. Catches: infinite values, of which 0 times is not a number in the sums of
+// queries that do not see them, so that a prompt is not what its tokens are one by one.
+TEST_P(IsaInt8, KeysAndValuesBeyondF16) {
+  const AttentionShape shape{2, 1, 64};
+  constexpr std::int64_t kTokens = 40;
+  Compute compute(*GetParam(), Precision::kDefault, 2);
+  RandomStream random(5);
+  Floats q = random.normals(kTokens * shape.q_width(), 1e-3f), out(q.size()), one(q.size());
+  Floats k = random.normals(kTokens * shape.kv_width(), 1.0f);
+  Floats v = random.normals(kTokens * shape.kv_width(), 1.0f);
+  k[30 * 64 + 5] = 7e4f;
+  v[31 * 64 + 7] = -1e6f;
+  KeyValues whole, grown;
+  for (KeyValues* cache : {&whole, &grown})
+    cache->allocate(compute, shape, kTokens, CacheType::kFloat);
+  Floats k_row = k, v_row = v;
+  whole.store(compute, shape, 0, kTokens, k_row.data(), v_row.data());
+  const Segment all{0, kTokens, 0, &whole};
+  attention(compute, shape, {&all, 1}, q.data(), out.data(), nullptr);
+  for (std::int64_t token = 0; token < kTokens; ++token) {
+    grown.store(compute, shape, token, 1, k.data() + token * 64, v.data() + token * 64);
+    const Segment last{0, 1, token, &grown};
+    const std::int64_t at = token * shape.q_width();
+    attention(compute, shape, {&last, 1}, q.data() + at, one.data() + at, nullptr);
+  }
+  EXPECT_TRUE(std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); }));
+  EXPECT_TRUE(std::equal(out.begin(), out.end(), one.begin()));
+}
+
 // Every number of tokens gives what one at a time gives, and what the scalar kernels give.
 TEST_P(IsaInt8, LinearGivesTheSameBitsForAnyBatch) {
   for (const MatrixFormat& format : all_formats())

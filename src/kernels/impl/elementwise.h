@@ -17,7 +17,8 @@ template <class S>
 [[gnu::always_inline]] inline typename S::F exponential(typename S::F exponent) {
   using F = typename S::F;
   const F least = S::set(-87.0f);
-  const F x = S::min(S::max(exponent, least), S::set(88.7f));
+  // Of two operands one of which is NaN the second is given: it must not disappear.
+  const F x = S::min(S::set(88.7f), S::max(least, exponent));
   const F n = S::round(S::mul(x, S::set(1.44269504088896341f)));
   F r = S::fma(n, S::set(-0.693359375f), x);
   r = S::fma(n, S::set(2.12194440e-4f), r);
@@ -28,7 +29,7 @@ template <class S>
   p = S::fma(p, r, S::set(1.6666665459e-1f));
   p = S::fma(p, r, S::set(5.0000001201e-1f));
   p = S::add(S::fma(S::mul(p, r), r, r), S::set(1.0f));
-  return S::where_at_least(exponent, least, S::scale_by_power(p, n));
+  return S::unless_below(exponent, least, S::scale_by_power(p, n));
 }
 
 template <class S>

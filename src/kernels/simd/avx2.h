@@ -107,9 +107,9 @@ struct Avx2Lanes {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(a.low, kNearest), _mm256_round_ps(a.high, kNearest)};
   }
-  static F where_at_least(F a, F least, F then) {
-    return {_mm256_and_ps(_mm256_cmp_ps(a.low, least.low, _CMP_GE_OQ), then.low),
-            _mm256_and_ps(_mm256_cmp_ps(a.high, least.high, _CMP_GE_OQ), then.high)};
+  static F unless_below(F a, F least, F then) {
+    return {_mm256_and_ps(_mm256_cmp_ps(a.low, least.low, _CMP_NLT_UQ), then.low),
+            _mm256_and_ps(_mm256_cmp_ps(a.high, least.high, _CMP_NLT_UQ), then.high)};
   }
   static F scale_by_power(F a, F n) {
     const auto power = [](__m256i exponent) {

@@ -81,8 +81,8 @@ struct Avx512 {
   static F round(F a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  static F where_at_least(F a, F least, F then) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, least, _CMP_GE_OQ), then);
+  static F unless_below(F a, F least, F then) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, least, _CMP_NLT_UQ), then);
   }
   static F scale_by_power(F a, F n) { return _mm512_scalef_ps(a, n); }
   static float sum(F a) {

@@ -107,8 +107,9 @@ struct Scalar {
     return map([&](int i) { return std::nearbyint(a.lane[i]); });
   }
   // `then` where a >= least, else 0.
-  static F where_at_least(F a, F least, F then) {
-    return map([&](int i) { return a.lane[i] >= least.lane[i] ? then.lane[i] : 0.0f; });
+  // 0 where a is below `least`; NaN is not.
+  static F unless_below(F a, F least, F then) {
+    return map([&](int i) { return a.lane[i] < least.lane[i] ? 0.0f : then.lane[i]; });
   }
   // a * 2^n for a of about 1 and integral n, -252 <= n <= 254: two factors, because one exponent
   // field holds -126 .. 127. The first product is exact.
@@ -117,6 +118,7 @@ struct Scalar {
       return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
     };
     return map([&](int i) {
+      if (std::isnan(n.lane[i])) return a.lane[i] * n.lane[i];
       const auto whole = static_cast<std::int32_t>(n.lane[i]), half = whole >> 1;
       return a.lane[i] * power(half) * power(whole - half);
     });
