@@ -4,6 +4,7 @@
 #include <optional>
 #include <unordered_set>
 
+#include "io/printable.h"
 #include "model/stored.h"
 
 namespace trimpot {
@@ -86,7 +87,7 @@ Status check_no_surplus(const gguf::File& file, const std::unordered_set<std::st
       return fail(
           "{}: tensor {} is not part of a model of architecture \"llama\" as this program "
           "computes it; the result would be wrong",
-          file.path(), info.name);
+          file.path(), printable(info.name));
   return {};
 }
 

@@ -8,6 +8,7 @@
 
 #include "io/printable.h"
 #include "serve/connection.h"
+#include "serve/connection_threads.h"
 
 namespace trimpot::serve {
 namespace {
@@ -82,7 +83,7 @@ HttpServer::Impl::Impl(Api& api, const HttpOptions& options)
     : api_(api), most_body_(options.most_body) {
   set_keep_alive_max_count(kRequestsPerConnection);  // what the headers tell
   set_keep_alive_timeout(kKeepAlive.count());
-  new_task_queue = [threads = options.connections] { return new httplib::ThreadPool(threads); };
+  new_task_queue = [threads = options.connections] { return new ConnectionThreads(threads); };
   // No SO_REUSEPORT, httplib's default: a second server on this port is to fail.
   set_socket_options([](socket_t socket) {
     const int on = 1;

@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "format/ggml_blocks.h"
+#include "io/printable.h"
 #include "io/safetensors/safetensors.h"
 #include "tune/adapter_parts.h"
 
@@ -150,7 +151,7 @@ class AdapterReader {
       if (kind == "lora_b") return read_floats(tensor, linear.rows(), 0, part.lora_b);
     }
     return fail("{}: tensor {} belongs to no part of this model that can be tuned", file_.path(),
-                tensor.name);
+                printable(tensor.name));
   }
 
   Status read_groups(const Info& tensor, const Matrix& matrix, bool may, std::vector<f16>& out) {
