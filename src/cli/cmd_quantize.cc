@@ -113,9 +113,7 @@ bool is_quantized(const gguf::File& file) {
 }
 
 Status report(const Options& options, const QuantizeReport& result, std::size_t windows) {
-  std::error_code ignored;
-  const auto size = std::filesystem::file_size(options.output, ignored);
-  const double bytes = ignored ? 0 : static_cast<double>(size);
+  const double bytes = file_bytes(options.output);
   if (options.json) {
     const Json json{{"output", options.output},
                     {"bytes", bytes},
@@ -129,7 +127,7 @@ Status report(const Options& options, const QuantizeReport& result, std::size_t 
                     {"weak_values", result.tunable_weak},
                     {"global_columns", result.global_columns},
                     {"peak_rss_mb", static_cast<double>(peak_memory()) / 1e6}};
-    return print(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+    return print(dump(json) + "\n");
   }
   return print(fmt::format("wrote {} ({}) in {}, {} peak memory\n", options.output,
                            format_bytes(bytes), format_duration(result.seconds),

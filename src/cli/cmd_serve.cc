@@ -43,10 +43,6 @@ Status load_adapters(const std::vector<std::string>& pairs, serve::Adapters& ada
   return {};
 }
 
-bool is_loopback(const std::string& host) {
-  return host == "localhost" || host.starts_with("127.") || host == "::1";
-}
-
 Status serve_model(ServeOptions options) {
   // Adapters and answers are made and freed by hundreds of threads. With glibc's 8 heaps per core
   // each would keep holes of its own.
@@ -72,7 +68,7 @@ Status serve_model(ServeOptions options) {
   serve::Api api(scheduler, adapters, *engine->tokenizer, std::move(text),
                  {.api_key = options.api_key,
                   .metrics = options.metrics,
-                  .local = options.api_key.empty() && is_loopback(options.http.host),
+                  .local = options.api_key.empty() && serve::is_local_name(options.http.host),
                   .timeout = std::chrono::seconds(options.timeout)});
   // Each request holds a connection until it is answered.
   options.http.connections = options.engine.parallel + options.engine.queue + 64;

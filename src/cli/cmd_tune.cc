@@ -23,11 +23,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// File names may be of any bytes.
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
 Result<Examples> load_examples(const TuneOptions& options, const Engine& engine) {
   TRIMPOT_TRY(const RecordFile file, read_records(options.data));
   const ExampleEncoder encoder =
@@ -208,14 +203,7 @@ Result<std::unique_ptr<TuningMethod>> prepare_method(const TuneOptions& options,
           options.output, options.method);
     return method;
   }
-  for (std::size_t index = 0; index < engine.model->linear_count(); ++index)
-    if (options.method.starts_with("peqa") && is_target(options.target_modules, index) &&
-        engine.model->linear(index).weight.view().book == CodeBook::kNf4)
-      return fail(
-          "{}: {}: the scales of NF4 are 8-bit codes themselves and cannot hold tuned "
-          "ones; write an adapter (.safetensors)",
-          options.output, linear_tensor_name(index));
-  const std::string why = why_not_gguf(*engine.model);
+  const std::string why = why_not_gguf(*engine.model, how);
   if (!why.empty()) return fail("{}: {}", options.output, why);
   return method;
 }
@@ -349,9 +337,7 @@ Result<std::optional<double>> reload_and_evaluate(const TuneOptions& options,
 
 Status report(const TuneOptions& options, const Outcome& outcome) {
   const TrainerResult& t = outcome.training;
-  std::error_code ignored;
-  const auto size = std::filesystem::file_size(options.output, ignored);
-  const double bytes = ignored ? 0 : static_cast<double>(size);
+  const double bytes = file_bytes(options.output);
   const bool worse =
       t.first_eval_loss && t.last_eval_loss && *t.last_eval_loss > *t.first_eval_loss;
   if (worse)

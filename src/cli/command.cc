@@ -39,12 +39,12 @@ CLI::Validator validator(std::string description, Allows allows) {
 
 }  // namespace
 
-CLI::Validator whole_number(std::int64_t least, std::int64_t most) {
-  const std::string range = most == std::int64_t{1} << 53
+CLI::Validator whole_number(std::uint64_t least, std::uint64_t most) {
+  const std::string range = most == UINT64_MAX
                                 ? fmt::format("a whole number from {} on", least)
                                 : fmt::format("a whole number from {} to {}", least, most);
-  return validator<std::int64_t>(
-      range, [=](std::int64_t number) { return number >= least && number <= most; });
+  return validator<std::uint64_t>(
+      range, [=](std::uint64_t number) { return number >= least && number <= most; });
 }
 
 CLI::Validator number_between(double least, double most) {
@@ -68,6 +68,16 @@ Status check_output_file(const std::string& output, std::span<const std::string>
       return fail("{}: the output is an input, {}; choose another name", output, input);
   TRIMPOT_TRY(const AtomicFile probe, AtomicFile::create(output));
   return {};
+}
+
+std::string dump(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+double file_bytes(const std::string& path) {
+  std::error_code none;
+  const auto bytes = std::filesystem::file_size(path, none);
+  return none ? 0 : static_cast<double>(bytes);
 }
 
 Status print(const std::string& text) {

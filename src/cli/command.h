@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 
@@ -30,7 +31,7 @@ void add_tune(CLI::App& app, Action& action);
 
 // Checks of options' numbers. Neither a minus sign before an unsigned number nor a NaN passes, as
 // they do CLI11's own.
-CLI::Validator whole_number(std::int64_t least, std::int64_t most = std::int64_t{1} << 53);
+CLI::Validator whole_number(std::uint64_t least, std::uint64_t most = UINT64_MAX);
 CLI::Validator number_between(double least, double most);
 CLI::Validator finite_number();
 CLI::Validator not_empty();  // $KEY that is not set is no key
@@ -38,6 +39,10 @@ CLI::Validator not_empty();  // $KEY that is not set is no key
 // Told before the work and not after it: an output that is one of the inputs (empty names are
 // none), or that cannot be written.
 Status check_output_file(const std::string& output, std::span<const std::string> inputs);
+
+// One line without its end. Names of files may be of any bytes: what is not UTF-8 is replaced.
+std::string dump(const nlohmann::ordered_json& json);
+double file_bytes(const std::string& path);  // 0 if it is no regular file
 
 // Results go to stdout, everything else to stderr. Both give an error if the write fails (a full
 // disk, a closed pipe).

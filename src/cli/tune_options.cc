@@ -167,6 +167,7 @@ Status check_output(const TuneOptions& options) {
         "{}: the output must end in .gguf (a whole model file) or .safetensors (an "
         "adapter)",
         options.output);
+  // AtomicFile writes to devices; a copy of the base with other scales cannot be made there.
   std::error_code missing;
   if (const auto status = std::filesystem::status(options.output, missing);
       std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))

@@ -61,13 +61,13 @@ void TrainingPass::prepare(const TrainingBatch& batch, const GradientSink* sink)
   // batch would grow, each to the longest sequence that was ever there.
   const std::size_t count = batch.lengths.size();
   if (caches_.size() < count) caches_.resize(count);
-  by_length_.resize(count);
-  std::iota(by_length_.begin(), by_length_.end(), std::size_t{0});
-  std::stable_sort(by_length_.begin(), by_length_.end(), [&](std::size_t a, std::size_t b) {
+  std::vector<std::size_t> by_length(count);
+  std::iota(by_length.begin(), by_length.end(), std::size_t{0});
+  std::stable_sort(by_length.begin(), by_length.end(), [&](std::size_t a, std::size_t b) {
     return batch.lengths[a] > batch.lengths[b];
   });
   cache_of_.resize(count);
-  for (std::size_t rank = 0; rank < count; ++rank) cache_of_[by_length_[rank]] = rank;
+  for (std::size_t rank = 0; rank < count; ++rank) cache_of_[by_length[rank]] = rank;
   rows_of_.tokens = batch.tokens;
   rows_of_.segments.clear();
   labelled_rows_.clear();

@@ -74,7 +74,7 @@ class TrainingPass {
   const std::size_t learned_values_;
   std::int64_t rows_ = 0;
   std::vector<KeyValues> caches_;  // one per sequence, reused by all layers
-  std::vector<std::size_t> by_length_, cache_of_;
+  std::vector<std::size_t> cache_of_;
   Batch rows_of_;  // tokens and segments
   RopeTable rope_;
   LayerActivations activations_;

@@ -1,5 +1,7 @@
 #include "serve/api.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <random>
 
@@ -10,14 +12,6 @@
 
 namespace trimpot::serve {
 namespace {
-
-// "localhost:8080", "127.0.0.1", "[::1]:8080"
-bool is_local_name(std::string_view host) {
-  const std::size_t bracket = host.find(']');
-  const std::size_t colon = host.find(':', bracket == std::string_view::npos ? 0 : bracket);
-  const std::string_view name = host.substr(0, colon);
-  return name == "localhost" || name == "127.0.0.1" || name == "[::1]";
-}
 
 ApiError unknown_model(const std::string& name) {
   return {404,
@@ -297,6 +291,19 @@ HttpReply Api::metrics(const HttpRequest&) {
   reply.type = "text/plain; version=0.0.4; charset=utf-8";
   reply.body = metrics_text(engine_.state(), adapters_.list());
   return reply;
+}
+
+bool is_local_name(std::string_view host) {
+  if (host.starts_with('['))  // "[::1]:8080"
+    host = host.substr(1, host.find(']') - 1);
+  else if (std::count(host.begin(), host.end(), ':') == 1)
+    host = host.substr(0, host.find(':'));
+  const std::string name(host);
+  in_addr ipv4{};
+  // Not all that begins with 127: 127.example.org is somebody's.
+  const bool loopback =
+      ::inet_pton(AF_INET, name.c_str(), &ipv4) == 1 && ntohl(ipv4.s_addr) >> 24 == 127;
+  return loopback || name == "localhost" || name == "::1";
 }
 
 }  // namespace trimpot::serve

@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,10 @@ struct HttpReply {
   // the last one. Destroying it gives up the request.
   std::function<bool(std::string&)> stream;
 };
+
+// Whether an address to listen on, or a request's Host with or without its port, is this machine by
+// itself: no other site's name can be.
+bool is_local_name(std::string_view host);
 
 struct ApiOptions {
   std::string api_key;  // empty: everybody is welcome

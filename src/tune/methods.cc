@@ -91,9 +91,15 @@ Result<std::unique_ptr<TuningMethod>> make_method(Compute& compute, Model& model
   return make_low_rank_method(model, low_rank);
 }
 
-std::string why_not_gguf(const Model& model) {
+std::string why_not_gguf(const Model& model, const MethodOptions& options) {
   for (std::size_t index = 0; index < model.linear_count(); ++index) {
     const Linear& linear = model.linear(index);
+    if (options.method.starts_with("peqa") && is_target(options.target_modules, index) &&
+        linear.weight.view().book == CodeBook::kNf4)
+      return fmt::format(
+          "the scales of {} are 8-bit codes themselves (NF4) and cannot hold tuned ones; write an "
+          "adapter (.safetensors)",
+          linear_name(index));
     if (linear.low_rank)
       return linear.low_rank->pool > 0 && linear.weight.has_shifts()
                  ? "a low-rank adapter is not part of the model file; write an adapter "

@@ -53,7 +53,8 @@ Result<TuningPreset> preset_of(const std::string& method, std::size_t parameters
 Result<std::unique_ptr<TuningMethod>> make_method(Compute& compute, Model& model,
                                                   const MethodOptions& options);
 
-// Why the tuned model cannot be written as a .gguf of the base's kind; empty if it can.
-std::string why_not_gguf(const Model& model);
+// Why the model that make_method() prepared cannot be written as a .gguf of the base's kind; empty
+// if it can.
+std::string why_not_gguf(const Model& model, const MethodOptions& options);
 
 }  // namespace trimpot

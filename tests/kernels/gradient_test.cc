@@ -11,6 +11,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/linear.h"
+#include "kernels/linear_calls.h"
 #include "kernels/ref/ops.h"
 #include "support/compare.h"
 #include "support/random_groups.h"
@@ -29,18 +30,6 @@ constexpr Shape kBlockShapes[] = {{1, 32}, {5, 64}, {16, 96}, {33, 32}, {40, 160
 // Dense matrices may have any number of columns.
 constexpr Shape kDenseShapes[] = {{1, 1}, {7, 33}, {37, 20}, {16, 50}, {50, 64}};
 constexpr std::int64_t kTokens[] = {1, 2, 3, 5, 17, 70};
-
-Activations activations(Compute& compute, const std::vector<float>& values, std::int64_t columns,
-                        std::span<const LinearView> readers) {
-  Activations x;
-  const std::int64_t tokens = static_cast<std::int64_t>(values.size()) / columns;
-  x.allocate(tokens, columns);
-  std::copy(values.begin(), values.end(), x.values());
-  std::vector<LinearOutput> outputs;
-  for (const LinearView& reader : readers) outputs.push_back({reader, nullptr});
-  x.prepare(compute, tokens, outputs);
-  return x;
-}
 
 // Gradients of scales and offsets in the order of the references, [rows, groups].
 struct ScaleGradients {

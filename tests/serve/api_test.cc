@@ -324,6 +324,9 @@ TEST(Api, PagesOfOtherSitesAreRefused) {
   options.local = true;
   ToyServer local({}, options);
   EXPECT_EQ(local.api->handle(request).status, 403);
+  for (const char* name : {"127.example.org", "localhost.example.org:80", "::2", ""})
+    EXPECT_FALSE(is_local_name(name)) << name;
+  EXPECT_TRUE(is_local_name("::1") && is_local_name("127.0.0.2"));  // as --host has them
   for (const char* host : {"localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "[::1]"}) {
     request.host = host;
     request.origin = std::string("http://") + host;

@@ -28,9 +28,7 @@ void add_metrics(Json& json, std::span<const Metric> metrics) {
   }
 }
 
-std::string to_line(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-}
+std::string to_line(const Json& json) { return dump(json) + "\n"; }
 
 Status write_lines(const std::string& path, std::span<const Json> lines) {
   TRIMPOT_TRY(AtomicFile file, AtomicFile::create(path));
